@@ -1,0 +1,1 @@
+//! What peers and rendezvous servers say to each other.
