@@ -79,6 +79,9 @@ pub enum Notice {
 /// What a peer says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {
+    /// A random number of the registering process: tells its registrations from those of another process that
+    /// holds the same key.
+    pub instance: u64,
     /// At most [`MAX_CANDIDATES`].
     pub candidates: Vec<Candidate>,
     /// The mapping behaviour that the peer has measured.
@@ -198,6 +201,8 @@ pub struct Introduction {
     pub request: Option<RequestId>,
     /// The other side.
     pub peer: PeerId,
+    /// The other side's [`Register::instance`].
+    pub instance: u64,
     /// The role of the side that gets this message.
     pub role: Role,
     /// Credentials of the side that gets this message.
@@ -372,6 +377,7 @@ mod tests {
 
     fn request() -> Request {
         Request::Register(Register {
+            instance: 1,
             candidates: vec![Candidate::new(CandidateKind::Host, "192.0.2.1:9".parse().unwrap(), 1)],
             mapping: Mapping::Unknown,
             policy: IntroductionPolicy::Only(vec![PeerId::from_bytes([1; 32])]),
@@ -399,6 +405,7 @@ mod tests {
     fn bounds_are_kept_on_both_sides() {
         let candidate = Candidate::new(CandidateKind::Host, "192.0.2.1:9".parse().unwrap(), 1);
         let message = Request::Update(Register {
+            instance: 1,
             candidates: vec![candidate; MAX_CANDIDATES + 1],
             mapping: Mapping::Unknown,
             policy: IntroductionPolicy::Anyone,
