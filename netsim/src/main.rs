@@ -1,0 +1,3 @@
+//! `netsim`: labs from the command line.
+
+fn main() {}
