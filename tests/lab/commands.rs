@@ -88,7 +88,10 @@ fn a_listener_pipes_both_ways() -> anyhow::Result<()> {
     let (mut at_listener, mut at_peer) = (String::new(), String::new());
     listener.stdout()?.read_to_string(&mut at_listener)?;
     peer.stdout()?.read_to_string(&mut at_peer)?;
-    ensure!(at_listener == "from the dialler" && at_peer == "from the listener", "{at_listener:?} {at_peer:?}");
+    ensure!(
+        at_listener == "from the dialler" && at_peer == "from the listener",
+        "{at_listener:?} {at_peer:?}"
+    );
     ensure!(peer.wait(PATIENCE)?.success() && listener.wait(PATIENCE)?.success());
     Ok(())
 }

@@ -92,7 +92,8 @@ fn both_at_once() -> anyhow::Result<()> {
         let dials: Vec<_> = (0..2)
             .map(|side| {
                 let (endpoint, target) = (endpoints[side].clone(), ids[1 - side]);
-                runtimes[side].spawn(async move { tokio::time::timeout(PATIENCE, endpoint.connect(target)).await })
+                runtimes[side]
+                    .spawn(async move { tokio::time::timeout(PATIENCE, endpoint.connect(target)).await })
             })
             .collect();
         let mut sessions = Vec::new();
@@ -127,7 +128,13 @@ fn both_at_once() -> anyhow::Result<()> {
 }
 
 fn five_at_once() -> anyhow::Result<()> {
-    let kinds = [RouterKind::EimEif, RouterKind::EimApdf, RouterKind::Apdm, RouterKind::Public, RouterKind::CarrierApdm];
+    let kinds = [
+        RouterKind::EimEif,
+        RouterKind::EimApdf,
+        RouterKind::Apdm,
+        RouterKind::Public,
+        RouterKind::CarrierApdm,
+    ];
     let mut world = World::new(5)?;
     let hub = world.lab.add_site("hub", home())?;
     let hub_runtime = runtime(&hub.host(0))?;

@@ -84,7 +84,13 @@ pub fn site(kind: RouterKind, input: InputPolicy) -> SiteConfig {
 /// # Errors
 ///
 /// When a program misbehaves: wrong echo, no end, an exit code that does not fit.
-pub fn run(world: &World, dialler: &Host, name: &str, target: &str, patience: Duration) -> anyhow::Result<Outcome> {
+pub fn run(
+    world: &World,
+    dialler: &Host,
+    name: &str,
+    target: &str,
+    patience: Duration,
+) -> anyhow::Result<Outcome> {
     let mut peer = world.peer(dialler, name, &["connect", target])?;
     let mut stdin = peer.stdin()?;
     let mut stdout = peer.stdout()?;

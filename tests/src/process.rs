@@ -24,7 +24,9 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let places = own.ancestors().skip(1).take(2).map(|directory| directory.join(name));
     let found = places.into_iter().find(|path| path.is_file());
-    found.with_context(|| format!("{name} is not built: run `cargo build --workspace` with the same profile first"))
+    found.with_context(|| {
+        format!("{name} is not built: run `cargo build --workspace` with the same profile first")
+    })
 }
 
 /// A program of ours that tells what happens as one JSON object a line.
@@ -41,7 +43,12 @@ impl Program {
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn start(host: &Host, name: &str, arguments: &[&str], events_on_stderr: bool) -> anyhow::Result<Self> {
+    pub fn start(
+        host: &Host,
+        name: &str,
+        arguments: &[&str],
+        events_on_stderr: bool,
+    ) -> anyhow::Result<Self> {
         let mut command = host.command(binary(name)?);
         command.args(arguments).env_remove("RUST_LOG");
         if let Ok(filter) = std::env::var("LAB_LOG") {
@@ -92,8 +99,12 @@ impl Program {
                         return Ok(event);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => bail!("{}: not in {patience:?}; it said {:?}", self.name, self.seen),
-                Err(RecvTimeoutError::Disconnected) => bail!("{}: ended first; it said {:?}", self.name, self.seen),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{}: not in {patience:?}; it said {:?}", self.name, self.seen)
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("{}: ended first; it said {:?}", self.name, self.seen)
+                }
             }
         }
     }
@@ -104,7 +115,8 @@ impl Program {
     ///
     /// As [`event`](Self::event).
     pub fn named(&mut self, name: &str) -> anyhow::Result<Value> {
-        self.event(|event| event["event"] == name, PATIENCE).map_err(|error| anyhow!("waiting for {name}: {error}"))
+        self.event(|event| event["event"] == name, PATIENCE)
+            .map_err(|error| anyhow!("waiting for {name}: {error}"))
     }
 
     /// Everything that it has said so far.
@@ -151,7 +163,9 @@ impl Program {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => self.seen.push(event),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => bail!("{}: still running; it said {:?}", self.name, self.seen),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{}: still running; it said {:?}", self.name, self.seen)
+                }
             }
         }
         Ok(self.child.wait()?)

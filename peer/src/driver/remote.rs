@@ -165,6 +165,8 @@ impl Driver {
         for candidate in &introduction.candidates {
             agent.add_remote_candidate(*candidate, now);
         }
+        // All candidates are known: the likeliest go first.
+        agent.handle_timeout(now);
         self.end_introduction(key);
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let ufrag = introduction.local.ufrag;

@@ -47,7 +47,13 @@ fn steps() -> Vec<Step> {
     // One way from either home to the server, and from home to home.
     let a = SITE_DELAY.as_secs_f64() * 1e3;
     let (b, d) = (a, 2.0 * a);
-    let step = |name, limit, limit_is, allowed| Step { name, limit, limit_is, allowed, measured: Figures::default() };
+    let step = |name, limit, limit_is, allowed| Step {
+        name,
+        limit,
+        limit_is,
+        allowed,
+        measured: Figures::default(),
+    };
     vec![
         step("registered and bound", 6.0 * a, "6a", None),
         step("introduced", 2.0 * a, "2a", None),
@@ -81,7 +87,9 @@ fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     let b = world.lab.add_site("b", config())?;
     let (_listening, id) = world.listener(&b.host(0), "b", &["--echo"])?;
     if !arguments.json {
-        println!("Two homes, each behind a NAT (endpoint-independent mapping, address-and-port-dependent filtering),");
+        println!(
+            "Two homes, each behind a NAT (endpoint-independent mapping, address-and-port-dependent filtering),"
+        );
         println!("20 ms from a rendezvous server, 40 ms from each other.\n");
         println!("  home a  {} behind {}", a.host(0).ipv4(), a.wan_ipv4());
         println!("  home b  {} behind {}    peer listen --echo", b.host(0).ipv4(), b.wan_ipv4());
@@ -97,7 +105,8 @@ fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
         }
         path = direct;
     }
-    let within = |step: &Step| step.allowed.is_none_or(|allowed| step.measured.median() <= allowed * step.limit);
+    let within =
+        |step: &Step| step.allowed.is_none_or(|allowed| step.measured.median() <= allowed * step.limit);
     let good = steps.iter().all(within);
     if arguments.json {
         let steps: Vec<_> = steps
@@ -112,7 +121,10 @@ fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
         println!("{}", json!({ "runs": arguments.runs, "steps": steps, "within": good }));
         return Ok(good);
     }
-    println!("  {:<22} {:>9}  {:>17}  {:>18}  {:>7}", "after the dial, ms", "median", "least to greatest", "limit", "ratio");
+    println!(
+        "  {:<22} {:>9}  {:>17}  {:>18}  {:>7}",
+        "after the dial, ms", "median", "least to greatest", "limit", "ratio"
+    );
     for step in &steps {
         let spread = format!("{:.1} to {:.1}", step.measured.min(), step.measured.max());
         let limit = format!("{:.0} = {}", step.limit, step.limit_is);
@@ -122,7 +134,11 @@ fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
             Some(allowed) => format!("  OVER {allowed}"),
             None => String::new(),
         };
-        println!("  {:<22} {:>9.1}  {spread:>17}  {limit:>18}  {ratio:>7.3}{verdict}", step.name, step.measured.median());
+        println!(
+            "  {:<22} {:>9.1}  {spread:>17}  {limit:>18}  {ratio:>7.3}{verdict}",
+            step.name,
+            step.measured.median()
+        );
     }
     println!("\n  (registered: counted from the start of the program; it includes binding at the relay)");
     println!("  path: {} -> {}, {}", path["local"], path["remote"], path["kind"]);

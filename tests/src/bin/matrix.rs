@@ -57,7 +57,13 @@ fn run_cell(a: RouterKind, b: RouterKind, input: InputPolicy, runs: usize) -> Ta
     tally
 }
 
-fn run_all(a: RouterKind, b: RouterKind, input: InputPolicy, runs: usize, tally: &mut Tally) -> anyhow::Result<()> {
+fn run_all(
+    a: RouterKind,
+    b: RouterKind,
+    input: InputPolicy,
+    runs: usize,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
     let dialler = world.lab.add_site("a", cell::site(a, input))?;
     let listener = world.lab.add_site("b", cell::site(b, input))?;
@@ -91,9 +97,15 @@ fn run_all(a: RouterKind, b: RouterKind, input: InputPolicy, runs: usize, tally:
     Ok(())
 }
 
-fn print(input: InputPolicy, cells: &BTreeMap<(RouterKind, RouterKind), Tally>, arguments: &Arguments) -> bool {
+fn print(
+    input: InputPolicy,
+    cells: &BTreeMap<(RouterKind, RouterKind), Tally>,
+    arguments: &Arguments,
+) -> bool {
     let runs = arguments.runs;
-    println!("\nWAN INPUT {input}, {runs} runs a cell; rows dial, columns listen. D direct, R relayed, - no session;");
+    println!(
+        "\nWAN INPUT {input}, {runs} runs a cell; rows dial, columns listen. D direct, R relayed, - no session;"
+    );
     println!("a number: how many of {runs} runs ended so, when not all; !: not what the kinds allow.\n");
     print!("{:<13}", "");
     for b in RouterKind::ALL {
@@ -110,11 +122,16 @@ fn print(input: InputPolicy, cells: &BTreeMap<(RouterKind, RouterKind), Tally>, 
                 print!("{:>13}", "");
                 continue;
             };
-            let parts = [("D", tally.direct), ("R", tally.relayed), ("-", tally.none), ("E", tally.failed.len())];
+            let parts =
+                [("D", tally.direct), ("R", tally.relayed), ("-", tally.none), ("E", tally.failed.len())];
             let text: Vec<String> = parts
                 .iter()
                 .filter(|(_, count)| *count > 0)
-                .map(|(letter, count)| if *count == runs { (*letter).to_owned() } else { format!("{letter}{count}") })
+                .map(
+                    |(letter, count)| {
+                        if *count == runs { (*letter).to_owned() } else { format!("{letter}{count}") }
+                    },
+                )
                 .collect();
             let as_expected = match cell::expected(a, b) {
                 Expected::Direct => tally.direct == runs,
