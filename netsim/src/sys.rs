@@ -189,8 +189,7 @@ pub(crate) fn write_frames(socket: &impl AsFd, frames: &[Vec<u8>]) -> io::Result
         headers[index].msg_hdr.msg_iovlen = 1;
     }
     // SAFETY: the first `count` headers point to live frames, which the kernel only reads.
-    let sent =
-        unsafe { libc::sendmmsg(socket.as_fd().as_raw_fd(), headers.as_mut_ptr(), count as _, 0) };
+    let sent = unsafe { libc::sendmmsg(socket.as_fd().as_raw_fd(), headers.as_mut_ptr(), count as _, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 

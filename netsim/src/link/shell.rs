@@ -55,9 +55,8 @@ impl Link {
     }
 
     fn try_start(namespace: &Namespace, up: Impairment, down: Impairment, seed: u64) -> io::Result<Self> {
-        let (site, internet) = namespace.run(|| {
-            Ok::<_, io::Error>((sys::packet_socket("site")?, sys::packet_socket("internet")?))
-        })??;
+        let (site, internet) = namespace
+            .run(|| Ok::<_, io::Error>((sys::packet_socket("site")?, sys::packet_socket("internet")?)))??;
         let (stop, stopped) = UnixStream::pair()?;
         let losses = Arc::new(AtomicU64::new(0));
         let site = Arc::new(site);
