@@ -87,17 +87,12 @@ impl Behaviour {
 pub struct Report {
     /// The kind.
     pub kind: RouterKind,
+    /// Whether it did what it has to.
+    pub agrees: bool,
     /// What it has to do.
     pub expected: Behaviour,
     /// What it did.
     pub observed: Behaviour,
-}
-
-impl Report {
-    /// Whether it did what it has to.
-    pub fn agrees(&self) -> bool {
-        self.expected == self.observed
-    }
 }
 
 /// Why a probe came to no result.
@@ -122,7 +117,7 @@ pub enum ProbeError {
 /// use netsim::{InputPolicy, RouterKind, probe};
 ///
 /// let report = probe::probe(RouterKind::EimAdf, InputPolicy::Drop, 1)?;
-/// assert!(report.agrees());
+/// assert!(report.agrees);
 /// println!("{}", probe::table(&[report]));
 /// # Ok(())
 /// # }
@@ -133,13 +128,24 @@ pub enum ProbeError {
 /// When the lab cannot be built or the probe's own sockets fail; not when the router misbehaves.
 pub fn probe(kind: RouterKind, input: InputPolicy, seed: u64) -> Result<Report, ProbeError> {
     let expected = Behaviour::expected(kind, input);
+    let observed = observe(SiteConfig::new(kind).input(input), &expected, seed)?;
+    Ok(Report { kind, agrees: expected == observed, expected, observed })
+}
+
+/// Builds a lab with a site like this one, of two hosts, and finds out what its routers do.
+///
+/// What is `expected` decides only how long to wait for a packet before it counts as lost.
+///
+/// # Errors
+///
+/// As [`probe`].
+pub fn observe(config: SiteConfig, expected: &Behaviour, seed: u64) -> Result<Behaviour, ProbeError> {
     let mut lab = Lab::new(seed)?;
     let bench = measure::Bench {
         server: lab.add_server("server")?,
         outsider: lab.add_server("outsider")?,
-        subject: lab.add_site("subject", SiteConfig::new(kind).input(input).hosts(2))?,
+        subject: lab.add_site("subject", config.hosts(2))?,
         witness: lab.add_site("witness", SiteConfig::new(RouterKind::Public))?,
     };
-    let observed = bench.observe(&expected)?;
-    Ok(Report { kind, expected, observed })
+    bench.observe(expected)
 }
