@@ -78,8 +78,10 @@ pub struct Lab {
 }
 
 /// Reverse-path filtering is inherited from the machine and would drop what a lab is there to see.
-const HOST_V4: [(&str, &str); 2] = [("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")];
-const ROUTER_V4: [(&str, &str); 3] = [("ipv4/ip_forward", "1"), HOST_V4[0], HOST_V4[1]];
+const ROUTER_V4: [(&str, &str); 3] =
+    [("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")];
+/// And lets programs in hosts ping without a raw socket.
+const HOST_V4: [(&str, &str); 3] = [ROUTER_V4[1], ROUTER_V4[2], ("ipv4/ping_group_range", "0 0")];
 /// Duplicate address detection would hold up every new interface for a second or two.
 const HOST_V6: [(&str, &str); 2] = [("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
 const ROUTER_V6: [(&str, &str); 3] = [("ipv6/conf/all/forwarding", "1"), HOST_V6[0], HOST_V6[1]];

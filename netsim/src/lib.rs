@@ -16,6 +16,7 @@ mod host;
 mod lab;
 mod link;
 mod namespace;
+pub mod probe;
 mod process;
 mod router;
 mod site;

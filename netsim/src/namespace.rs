@@ -17,13 +17,17 @@ pub(crate) struct Namespace(Arc<File>);
 impl Namespace {
     /// Makes a namespace and writes `sysctls` (paths below `/proc/sys/net`) in it.
     ///
-    /// Defaults for interfaces must be written before there is any interface.
+    /// Defaults for interfaces must be written before there is any interface. What the kernel lacks needs no
+    /// setting.
     pub(crate) fn new(sysctls: &[(&str, &str)]) -> io::Result<Self> {
         // `unshare` and the sysctl tree are per thread, so the caller stays where it is.
         join(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             for (key, value) in sysctls {
-                write_sysctl(key, value)?;
+                match write_sysctl(key, value) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    result => result?,
+                }
             }
             Ok(Self(Arc::new(File::open("/proc/thread-self/ns/net")?)))
         })

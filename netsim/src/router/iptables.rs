@@ -12,6 +12,7 @@ pub(super) fn ipv4(router: &Router) -> Option<String> {
         rules += match mapping {
             // Keeps the source port while the resulting flow is unique.
             Mapping::EndpointIndependent => "MASQUERADE\n",
+            Mapping::AddressDependent => unreachable!("refused when the site was configured"),
             Mapping::AddressAndPortDependent => "MASQUERADE --random-fully\n",
         };
         rules += "COMMIT\n";

@@ -20,6 +20,8 @@ use crate::tool::{self, ToolError};
 pub enum Mapping {
     /// The same for every destination.
     EndpointIndependent,
+    /// The same for every port of a destination address. Named for completeness; the lab cannot build it.
+    AddressDependent,
     /// A new random one for every destination address and port.
     AddressAndPortDependent,
 }
@@ -121,12 +123,13 @@ impl Router {
             (None, None) => self.egress == Egress::All,
             (Some(_), None) => false,
             (Some(Mapping::EndpointIndependent), Some(_)) => true,
+            (Some(Mapping::AddressDependent), _) => false,
             (_, Some(filtering)) => filtering == Filtering::AddressAndPortDependent,
         }
     }
 
     /// Whether the kernel's own NAT behaves as described, or bindings must be kept in nftables maps.
-    fn needs_binding_maps(&self) -> bool {
+    pub(crate) fn needs_binding_maps(&self) -> bool {
         self.mapping == Some(Mapping::EndpointIndependent)
             && self.filtering != Some(Filtering::AddressAndPortDependent)
     }
