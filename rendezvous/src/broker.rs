@@ -271,6 +271,7 @@ fn party(id: RegistrationId, registration: &Registration) -> Party {
     Party {
         registration: id,
         peer: registration.peer,
+        instance: registration.instance,
         candidates: registration.candidates(),
         mapping: registration.mapping,
     }

@@ -29,6 +29,8 @@ pub struct Registration {
     pub observed: SocketAddr,
     /// The peer's mapping behaviour.
     pub mapping: Mapping,
+    /// Which of the processes that hold its key.
+    pub instance: u64,
     offered: Vec<Candidate>,
     policy: IntroductionPolicy,
 }
@@ -49,6 +51,7 @@ impl Registration {
         let probeable = |candidate: &Candidate| candidate::is_probeable(candidate.address);
         self.offered = says.candidates.into_iter().filter(probeable).collect();
         self.mapping = says.mapping;
+        self.instance = says.instance;
         self.policy = says.policy;
     }
 }
@@ -111,6 +114,7 @@ impl Directory {
             source,
             observed,
             mapping: Mapping::Unknown,
+            instance: says.instance,
             offered: Vec::new(),
             policy: IntroductionPolicy::Only(Vec::new()),
         };
@@ -181,6 +185,7 @@ mod tests {
     fn says(policy: IntroductionPolicy, addresses: &[&str]) -> Register {
         let candidate = |text: &&str| Candidate::new(CandidateKind::Host, address(text), 1);
         Register {
+            instance: 1,
             candidates: addresses.iter().map(candidate).collect(),
             mapping: Mapping::EndpointIndependent,
             policy,

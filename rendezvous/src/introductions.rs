@@ -28,6 +28,8 @@ pub struct Party {
     /// Its key.
     pub peer: PeerId,
     /// What the other side is told.
+    pub instance: u64,
+    /// What the other side is told.
     pub candidates: Vec<Candidate>,
     /// What the other side is told.
     pub mapping: Mapping,
@@ -119,6 +121,7 @@ impl Introductions {
             introduction,
             request: Some(request),
             peer: target.peer,
+            instance: target.instance,
             role: Role::Controlling,
             local: of_asker.clone(),
             remote: of_target.clone(),
@@ -131,6 +134,7 @@ impl Introductions {
             introduction,
             request: None,
             peer: asker.peer,
+            instance: asker.instance,
             role: Role::Controlled,
             local: of_target,
             remote: of_asker,
@@ -241,6 +245,7 @@ mod tests {
         Party {
             registration: RegistrationId(number.into()),
             peer: PeerId::from_bytes([number; 32]),
+            instance: number.into(),
             candidates: Vec::new(),
             mapping: Mapping::Unknown,
         }

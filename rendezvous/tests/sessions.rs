@@ -58,6 +58,7 @@ async fn candidates_mapping_and_policy_can_be_updated() {
     let host = Candidate::new(CandidateKind::Host, "192.0.2.5:9".parse::<SocketAddr>().unwrap(), 3);
     let loopback = Candidate::new(CandidateKind::Host, "127.0.0.1:9".parse::<SocketAddr>().unwrap(), 3);
     let says = Register {
+        instance: 1,
         candidates: vec![host, loopback],
         mapping: Mapping::AddressAndPortDependent,
         policy: IntroductionPolicy::Only(vec![dialler.id()]),

@@ -37,7 +37,12 @@ pub(crate) async fn serve_with(limits: Limits) -> Server {
 }
 
 pub(crate) fn open() -> Register {
-    Register { candidates: Vec::new(), mapping: Mapping::Unknown, policy: IntroductionPolicy::Anyone }
+    Register {
+        instance: 1,
+        candidates: Vec::new(),
+        mapping: Mapping::Unknown,
+        policy: IntroductionPolicy::Anyone,
+    }
 }
 
 pub(crate) fn closed() -> Register {
