@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("commands::a_listener_pipes_both_ways", a_listener_pipes_both_ways),
         trial("commands::the_listener_may_speak_first", the_listener_may_speak_first),
         trial("commands::a_command_runs_for_every_session", a_command_runs_for_every_session),
+        trial("commands::the_end_of_the_command_ends_the_dialler", the_end_of_the_command_ends_the_dialler),
         trial("commands::signals_end_every_program_cleanly", signals_end_every_program_cleanly),
         trial("commands::a_session_outlives_the_server_once_direct", outlives_the_server),
     ]
@@ -120,6 +121,19 @@ fn a_command_runs_for_every_session() -> anyhow::Result<()> {
         ensure!(heard == text.to_uppercase(), "{heard:?}");
         ensure!(peer.wait(PATIENCE)?.success());
     }
+    Ok(())
+}
+
+fn the_end_of_the_command_ends_the_dialler() -> anyhow::Result<()> {
+    let (world, a, b) = world()?;
+    let (_listening, id) = world.listener(&b, "b", &["--", "echo", "done"])?;
+    let mut peer = world.peer(&a, "a", &["connect", &id])?;
+    // Held open, as a terminal would be.
+    let _stdin = peer.stdin()?;
+    let mut heard = String::new();
+    peer.stdout()?.read_to_string(&mut heard)?;
+    ensure!(heard == "done\n", "{heard:?}");
+    ensure!(peer.wait(PATIENCE)?.success());
     Ok(())
 }
 

@@ -14,7 +14,7 @@ mod transfer;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn trial(name: impl Into<String>, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
+    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
 }
 
 fn main() -> std::process::ExitCode {

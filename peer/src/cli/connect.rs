@@ -2,7 +2,7 @@
 
 use clap::Args;
 use futures_util::StreamExt as _;
-use peer::{IntroductionPolicy, PeerId, Session};
+use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
 
 use super::report::Report;
 use super::{EndpointArguments, Failure, interrupted, pipe};
@@ -22,26 +22,23 @@ pub(super) struct ConnectArguments {
 
 pub(super) async fn run(arguments: ConnectArguments) -> Result<(), Failure> {
     let report = Report::new(arguments.endpoint.json);
-    tokio::select! {
-        outcome = connect(&arguments, &report) => outcome,
-        () = interrupted() => Err(Failure::interrupted()),
-    }
-}
-
-async fn connect(arguments: &ConnectArguments, report: &Report) -> Result<(), Failure> {
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
     let policy = IntroductionPolicy::Only(vec![arguments.peer]);
-    let endpoint = arguments.endpoint.open(policy, report).await?;
-    let outcome = match endpoint.connect(arguments.peer).await {
-        Ok(session) => {
-            let outcome = carry(&session, report).await.map_err(Failure::broken);
-            drop(session);
-            outcome
-        }
-        Err(error) => Err(error.into()),
+    let endpoint = tokio::select! {
+        endpoint = arguments.endpoint.open(policy, &report) => endpoint?,
+        () = interrupted() => return Err(Failure::interrupted()),
+    };
+    let outcome = tokio::select! {
+        outcome = connect(&endpoint, arguments.peer, &report) => outcome,
+        () = interrupted() => Err(Failure::interrupted()),
     };
     endpoint.close().await;
     outcome
+}
+
+async fn connect(endpoint: &Endpoint, target: PeerId, report: &Report) -> Result<(), Failure> {
+    let session = endpoint.connect(target).await?;
+    carry(&session, report).await.map_err(Failure::broken)
 }
 
 /// Pipes standard input and output through the session.
@@ -54,7 +51,6 @@ async fn carry(session: &Session, report: &Report) -> anyhow::Result<()> {
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(session));
         tokio::pin!(upload);
         tokio::pin!(download);
-        // Once the other side has ended its stream there is nothing left to answer our input, typed or not.
         let (mut sent, mut received) = (None, None);
         while received.is_none() || sent.is_none() {
             tokio::select! {

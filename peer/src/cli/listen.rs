@@ -165,7 +165,18 @@ async fn run_command(
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         anyhow::bail!("{program} has no standard input or output")
     };
-    let (received, _) = tokio::join!(pipe::download(receive, stdin, || {}), pipe::upload(stdout, send));
-    child.wait().await?;
-    received
+    let feed = async {
+        // It may end before it has read everything; its output is what counts.
+        let _ = pipe::download(receive, stdin, || {}).await;
+        std::future::pending::<()>().await;
+    };
+    let finish = async {
+        let sent = pipe::upload(stdout, send).await;
+        child.wait().await?;
+        sent
+    };
+    tokio::select! {
+        sent = finish => sent,
+        () = feed => unreachable!("it waits for ever"),
+    }
 }

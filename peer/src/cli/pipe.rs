@@ -40,14 +40,19 @@ pub(super) async fn accept(session: &Session) -> anyhow::Result<(SendStream, Rec
 pub(super) async fn upload(mut input: impl AsyncRead + Unpin, mut send: SendStream) -> anyhow::Result<u64> {
     let mut buffer = vec![0; BUFFER];
     let mut total = 0;
+    let stopped = send.stopped();
+    tokio::pin!(stopped);
     loop {
-        let count = input.read(&mut buffer).await?;
+        let count = tokio::select! {
+            count = input.read(&mut buffer) => count?,
+            // The other side has heard enough; that is its right.
+            Ok(_) = &mut stopped => return Ok(total),
+        };
         if count == 0 {
             break;
         }
         if let Err(error) = send.write_all(&buffer[..count]).await {
             return match error {
-                // The other side has heard enough; that is its right.
                 peer::quinn::WriteError::Stopped(_) => Ok(total),
                 error => Err(error.into()),
             };

@@ -38,6 +38,12 @@ const EVENT_QUEUE: usize = 256;
 /// How often remotes are looked at for being over.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long shutting down waits for sessions to have told the other side.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often it looks whether they have: quinn has no event for a drained connection.
+const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
+
 /// A remote endpoint's name inside the driver: its synthetic address.
 type Key = SocketAddr;
 
@@ -97,6 +103,7 @@ pub(crate) struct Driver {
     next_remote: u64,
     next_request: u64,
     next_sweep: Instant,
+    shutdown: Option<Shutdown>,
 }
 
 impl Driver {
@@ -130,6 +137,7 @@ impl Driver {
             next_remote: 1,
             next_request: 1,
             next_sweep: Instant::now() + SWEEP,
+            shutdown: None,
         };
         for address in addresses {
             driver.add_server(address);
@@ -153,15 +161,10 @@ impl Driver {
             }
         });
         let _accepting = AbortOnDrop(accepting);
-        loop {
+        while !self.is_shut_down(Instant::now()) {
             let wake = self.next_wake();
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(Event::Shutdown { reply }) => {
-                        self.shut_down();
-                        let _ = reply.send(());
-                        return;
-                    }
                     Some(event) => self.handle_event(event, Instant::now()),
                     None => return,
                 },
@@ -190,8 +193,7 @@ impl Driver {
             Event::Dialled { key, result } => self.dialled(key, result, now),
             Event::Accepted { key, result } => self.accepted(key, result, now),
             Event::Confirmed { key } => self.confirmed(key, now),
-            // Taken out by the loop.
-            Event::Shutdown { .. } => {}
+            Event::Shutdown { reply } => self.begin_shutdown(reply, now),
         }
     }
 
@@ -234,7 +236,13 @@ impl Driver {
         let agents = self.remotes.values().filter_map(RemoteState::next_wake);
         let servers = self.servers.iter().filter_map(Server::next_wake);
         let waiting = self.waiting.iter().map(|waiting| waiting.deadline);
-        agents.chain(servers).chain(waiting).min().map_or(self.next_sweep, |wake| wake.min(self.next_sweep))
+        let shutdown = self.shutdown.iter().map(|_| Instant::now() + SHUTDOWN_POLL);
+        agents
+            .chain(servers)
+            .chain(waiting)
+            .chain(shutdown)
+            .min()
+            .map_or(self.next_sweep, |wake| wake.min(self.next_sweep))
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -259,16 +267,43 @@ impl Driver {
         }
     }
 
-    /// Closes all connections, the servers' last: dropping their request queues says goodbye.
-    fn shut_down(&mut self) {
-        for (_, state) in std::mem::take(&mut self.remotes) {
+    /// Closes all sessions. The servers stay a little: closing an introduction closes its relay channel, over which the sessions'
+    /// last words may have to go.
+    fn begin_shutdown(&mut self, reply: oneshot::Sender<()>, now: Instant) {
+        for state in self.remotes.values_mut() {
+            state.close_sessions();
+        }
+        self.shutdown
+            .get_or_insert(Shutdown { replies: Vec::new(), deadline: now + SHUTDOWN_TIMEOUT })
+            .replies
+            .push(reply);
+    }
+
+    /// Whether all that was to be closed is closed; then says so to whoever waits for it.
+    fn is_shut_down(&mut self, now: Instant) -> bool {
+        let Some(shutdown) = &mut self.shutdown else { return false };
+        if now < shutdown.deadline && self.remotes.values().any(RemoteState::has_connections) {
+            return false;
+        }
+        let replies = std::mem::take(&mut shutdown.replies);
+        for state in self.remotes.values() {
             if let Some(introduction) = state.introduction_id() {
                 self.request_close(introduction);
             }
-            state.close_sessions();
         }
+        // Without their request queues the signalling tasks say goodbye.
         self.servers.clear();
+        for reply in replies {
+            let _ = reply.send(());
+        }
+        true
     }
+}
+
+/// The endpoint is being closed.
+struct Shutdown {
+    replies: Vec<oneshot::Sender<()>>,
+    deadline: Instant,
 }
 
 /// Ends a helper task with the driver.

@@ -72,7 +72,7 @@ impl RemoteState {
     }
 
     /// Every connection's congestion controller holds the epoch: with no other holder left there is no connection.
-    fn has_connections(&self) -> bool {
+    pub(super) fn has_connections(&self) -> bool {
         Arc::strong_count(&self.remote.epoch) > 1
     }
 
