@@ -78,8 +78,14 @@ pub struct Lab {
 }
 
 /// Reverse-path filtering is inherited from the machine and would drop what a lab is there to see.
-const ROUTER_V4: [(&str, &str); 3] =
-    [("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")];
+const ROUTER_V4: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    // What hosts of one LAN say to each other is bridged and none of the router's business.
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+];
 /// And lets programs in hosts ping without a raw socket.
 const HOST_V4: [(&str, &str); 3] = [ROUTER_V4[1], ROUTER_V4[2], ("ipv4/ping_group_range", "0 0")];
 /// Duplicate address detection would hold up every new interface for a second or two.
