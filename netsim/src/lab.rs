@@ -148,6 +148,10 @@ impl Lab {
             address::SERVERS_GATEWAY_V6
         );
         tool::ip(&netns, &format!("link set lo up\nlink set eth0 up\n{addresses}{routes}"))?;
+        [&self.core, &netns]
+            .into_iter()
+            .try_for_each(Namespace::wait_for_carrier)
+            .map_err(BuildError::Namespace)?;
         let addresses = (v4.to_vec(), v6.to_vec());
         let host = Host::new(name.to_owned(), addresses, v4[0], netns, Arc::clone(&self.spawner));
         self.servers.push(host.clone());

@@ -75,6 +75,10 @@ impl Plan {
         let namespaces = self.namespaces()?;
         let link = self.join(lab, &namespaces)?;
         self.configure(lab, &namespaces)?;
+        let Namespaces { edge, routers, hosts } = &namespaces;
+        for namespace in [&lab.core, edge].into_iter().chain(routers).chain(hosts) {
+            namespace.wait_for_carrier().map_err(BuildError::Namespace)?;
+        }
         let translated = self.config.routers[0].mapping.is_some();
         let hosts = (0..).zip(&namespaces.hosts).map(|(number, netns)| {
             let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
