@@ -23,6 +23,7 @@ mod site;
 mod sys;
 mod tool;
 mod user_namespace;
+mod wiring;
 
 pub use host::Host;
 pub use lab::{BuildError, Lab};

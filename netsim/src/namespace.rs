@@ -6,8 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::{InterfaceFlags, if_nameindex};
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::sys;
 
 /// A network namespace without a name: the kernel removes it, and everything in it, once the last descriptor,
 /// thread and process that refers to it is gone.
@@ -46,6 +51,28 @@ impl Namespace {
         })
     }
 
+    /// Waits until every interface that is up can send.
+    ///
+    /// The end of a cable that comes up first gets its queue only when a kernel worker has noticed that the other
+    /// end came up, too. On a busy machine that takes a while, and until then packets vanish.
+    pub(crate) fn wait_for_carrier(&self) -> io::Result<()> {
+        self.run(|| {
+            let deadline = Instant::now() + CARRIER_PATIENCE;
+            loop {
+                let ready = every_interface_runs()?;
+                // The worker marks an interface as running before it is done with it.
+                let settled = settle_every_carrier();
+                if ready {
+                    return settled;
+                }
+                if Instant::now() > deadline {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "an interface got no carrier"));
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        })?
+    }
+
     /// A path by which another program of the same user can name the namespace while this process lives.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
@@ -62,6 +89,20 @@ impl AsFd for Namespace {
 pub(crate) fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
     let path = format!("/proc/sys/net/{key}");
     fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+}
+
+/// The kernel's worker needs a moment of processor time, nothing else.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
+
+fn every_interface_runs() -> io::Result<bool> {
+    Ok(getifaddrs()?
+        .map(|interface| interface.flags)
+        .filter(|flags| flags.contains(InterfaceFlags::IFF_UP))
+        .all(|flags| flags.contains(InterfaceFlags::IFF_RUNNING)))
+}
+
+fn settle_every_carrier() -> io::Result<()> {
+    if_nameindex()?.iter().try_for_each(|interface| sys::settle_carrier(&interface.name().to_string_lossy()))
 }
 
 fn join<T: Send>(f: impl FnOnce() -> T + Send) -> T {

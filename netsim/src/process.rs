@@ -1,7 +1,8 @@
 //! Programs inside hosts, none of which outlives the lab.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -190,7 +191,7 @@ impl HostCommand {
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),
-            child: Some(child),
+            child,
             _spawner: Arc::clone(&self.spawner),
         })
     }
@@ -223,7 +224,7 @@ pub struct HostChild {
     pub stdout: Option<ChildStdout>,
     /// Its standard error, if it was piped and not taken.
     pub stderr: Option<ChildStderr>,
-    child: Option<Child>,
+    child: Child,
     /// Keeps the process namespace until its last process has been reaped.
     _spawner: Arc<Spawner>,
 }
@@ -231,7 +232,7 @@ pub struct HostChild {
 impl HostChild {
     /// Its process id as the lab's process sees it.
     pub fn id(&self) -> u32 {
-        self.running().id()
+        self.child.id()
     }
 
     /// Kills it.
@@ -240,7 +241,7 @@ impl HostChild {
     ///
     /// As [`std::process::Child::kill`].
     pub fn kill(&mut self) -> io::Result<()> {
-        self.running_mut().kill()
+        self.child.kill()
     }
 
     /// Closes its standard input and waits for its end.
@@ -250,7 +251,7 @@ impl HostChild {
     /// As [`std::process::Child::wait`].
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         self.stdin.take();
-        self.running_mut().wait()
+        self.child.wait()
     }
 
     /// Its exit status, if it has ended.
@@ -259,7 +260,7 @@ impl HostChild {
     ///
     /// As [`std::process::Child::try_wait`].
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.running_mut().try_wait()
+        self.child.try_wait()
     }
 
     /// Waits for its end and collects what it writes to the pipes that are left.
@@ -269,27 +270,27 @@ impl HostChild {
     /// As [`std::process::Child::wait_with_output`].
     pub fn wait_with_output(mut self) -> io::Result<Output> {
         self.stdin.take();
-        let mut child = self.child.take().expect("only this method takes it");
-        child.stdout = self.stdout.take();
-        child.stderr = self.stderr.take();
-        child.wait_with_output()
+        // Not `Child`'s own: on an error it would leave a process behind that nobody reaps.
+        let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
+        let (stdout, stderr) = thread::scope(|scope| {
+            let stderr = scope.spawn(|| read_to_end(stderr));
+            let stdout = read_to_end(stdout);
+            (stdout, stderr.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        Ok(Output { stdout: stdout?, stderr: stderr?, status: self.wait()? })
     }
+}
 
-    fn running(&self) -> &Child {
-        self.child.as_ref().expect("only wait_with_output takes it")
-    }
-
-    fn running_mut(&mut self) -> &mut Child {
-        self.child.as_mut().expect("only wait_with_output takes it")
-    }
+fn read_to_end(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes))?;
+    Ok(bytes)
 }
 
 impl Drop for HostChild {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Fails only when it has ended and been waited for.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        // Both fail only when it has ended and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

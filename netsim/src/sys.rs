@@ -38,31 +38,39 @@ pub(crate) fn prefer_this_thread() -> io::Result<()> {
 /// Makes an interface of the calling thread's namespace hand over packets as they would be on a wire: no longer
 /// than the MTU, checksums filled in.
 pub(crate) fn disable_offloads(interface: &str) -> io::Result<()> {
-    /// `struct ethtool_value` and its commands: linux/ethtool.h.
-    #[repr(C)]
-    struct Setting {
-        command: u32,
-        value: u32,
-    }
     const TX_CHECKSUM: u32 = 0x17;
     const SCATTER_GATHER: u32 = 0x19;
     const TCP_SEGMENTATION: u32 = 0x1f;
     const GENERIC_SEGMENTATION: u32 = 0x24;
+    let commands = [TCP_SEGMENTATION, GENERIC_SEGMENTATION, SCATTER_GATHER, TX_CHECKSUM];
+    commands.into_iter().try_for_each(|command| ethtool(interface, command))
+}
 
-    let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    for command in [TCP_SEGMENTATION, GENERIC_SEGMENTATION, SCATTER_GATHER, TX_CHECKSUM] {
-        let mut setting = Setting { command, value: 0 };
-        // SAFETY: an all-zero `ifreq` is a valid one.
-        let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        // The last byte stays zero.
-        for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
-            *to = from.cast_signed();
-        }
-        request.ifr_ifru.ifru_data = (&raw mut setting).cast();
-        // SAFETY: the request names an interface and points to a live `ethtool_value`.
-        check(unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) })?;
+/// Waits until the kernel is done with a change of an interface's carrier that has happened already.
+pub(crate) fn settle_carrier(interface: &str) -> io::Result<()> {
+    const GET_LINK: u32 = 0x0a;
+    ethtool(interface, GET_LINK)
+}
+
+/// One `SIOCETHTOOL` with the value 0, on an interface of the calling thread's namespace.
+fn ethtool(interface: &str, command: u32) -> io::Result<()> {
+    /// `struct ethtool_value`: linux/ethtool.h, where the commands are, too.
+    #[repr(C)]
+    struct Request {
+        command: u32,
+        value: u32,
     }
-    Ok(())
+    let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut ethtool = Request { command, value: 0 };
+    // SAFETY: an all-zero `ifreq` is a valid one.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut ethtool).cast();
+    // SAFETY: the request names an interface and points to a live `ethtool_value`.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) })
 }
 
 /// Opens a non-blocking packet socket on an interface of the calling thread's namespace. It sees what the
