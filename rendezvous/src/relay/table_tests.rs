@@ -136,13 +136,17 @@ fn a_channel_opened_later_knows_the_bindings() {
 }
 
 #[test]
-fn bind_requests_beyond_the_rate_are_not_even_verified() {
+fn fresh_bind_requests_beyond_the_rate_are_ignored() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, Rate::new(3, 1));
     table.apply(Change::Admit { registration: A, key: key(A) });
+    for _ in 0..10 {
+        assert_eq!(bind(&mut table, &datagram(A, 9, &key(B)), flow(1), now), "unauthenticated");
+    }
     let outcomes: Vec<_> =
         (1..=5).map(|n| bind(&mut table, &datagram(A, n, &key(A)), flow(1), now)).collect();
     assert_eq!(outcomes, ["bound", "bound", "bound", "ignored", "ignored"]);
+    assert_eq!(bind(&mut table, &datagram(A, 3, &key(A)), flow(1), now), "repeated");
     let later = now + Duration::from_secs(1);
     assert_eq!(bind(&mut table, &datagram(A, 6, &key(A)), flow(1), later), "bound");
 }
