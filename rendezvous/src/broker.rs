@@ -105,6 +105,10 @@ impl Broker {
         says: Register,
         now: Instant,
     ) -> Result<RegistrationId, RegisterError> {
+        // The lost ones count as well, or connecting and vanishing would fill the memory.
+        if self.leases.len() >= self.limits.registrations.saturating_mul(2) {
+            return Err(RegisterError::Full);
+        }
         if let Some(oldest) = self.directory.admit(peer, observed, &self.limits)? {
             self.handle_departure(oldest, Departure::Lost, now);
             self.actions.push_back(Action::Evict(oldest));

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use rendezvous::{BindError, Server, StartError, hosts, keyfile};
-use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT};
+use rendezvous_wire::address::ParseAddressError;
+use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -72,7 +73,7 @@ struct Serve {
     )]
     reflection_ports: Vec<u16>,
     /// Name or address under which peers find this server [default: the machine's own best address].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
     host: Option<String>,
     /// Relay threads [default: one per core].
     #[arg(long, value_name = "N")]
@@ -162,6 +163,14 @@ impl Serve {
             Ok(())
         })
     }
+}
+
+/// A host as an `rv://` address may name it.
+fn parse_host(text: &str) -> Result<String, ParseAddressError> {
+    let id = PeerId::from_bytes([0; 32]);
+    let address = RendezvousAddress { id, host: text.to_owned(), port: DEFAULT_SIGNALLING_PORT };
+    let address: RendezvousAddress = address.to_string().parse()?;
+    if address.host == text { Ok(address.host) } else { Err(ParseAddressError::Host) }
 }
 
 fn usage(message: &str) -> ! {

@@ -7,10 +7,14 @@ use crate::ports::Listen;
 
 /// The best address to reach this host at, as far as it can tell by itself.
 pub(crate) fn best(listen: &Listen) -> String {
-    let own: Vec<IpAddr> = match listen {
-        Listen::Only(ips) if !ips.iter().all(IpAddr::is_unspecified) => ips.clone(),
-        _ => if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect(),
+    let served = |ip: &IpAddr| match listen {
+        Listen::Everywhere => true,
+        Listen::Only(ips) => {
+            ips.iter().any(|own| own == ip || own.is_unspecified() && own.is_ipv4() == ip.is_ipv4())
+        }
     };
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let own = interfaces.iter().map(if_addrs::Interface::ip).filter(served).collect();
     choose(own).to_string()
 }
 

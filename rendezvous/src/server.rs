@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::limits::{Limits, SourceBuckets};
 use crate::owner::Owner;
 use crate::ports::{self, BindError, Listen};
 use crate::relay::shard::{Command, Counters, Links, Shard};
-use crate::relay::table::Table;
-use crate::signalling::{self, EndpointError, Shared};
+use crate::relay::table::{Bound, Table};
+use crate::signalling::{self, Doors, EndpointError, Shared};
 
 /// Events of connections on their way to the owner; a connection waits when there are more.
 const EVENTS: usize = 1_024;
@@ -123,21 +123,22 @@ impl Builder {
         let address = RendezvousAddress { id: key.id(), host, port: signalling.number };
 
         let (reports, bounds) = unbounded_channel();
-        let counters = Arc::new(Counters::default());
-        let relay = Relay::start(relay, threads, &self.limits, reports, counters.clone())?;
+        let relay = Relay::start(relay, threads, &self.limits, reports)?;
         let broker = Broker::new(self.limits.clone(), reflection_ports, random());
         let (events, inbox) = mpsc::channel(EVENTS);
         tokio::spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
 
-        let connecting = Mutex::new(SourceBuckets::new(self.limits.connecting, keys()));
-        let shared = Arc::new(Shared { limits: self.limits, events, connecting });
+        let door = || SourceBuckets::new(self.limits.connecting, keys());
+        let doors = Mutex::new(Doors { proven: door(), unproven: door() });
+        let unregistered = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { limits: self.limits, events, doors, unregistered });
         let mut endpoints = Vec::new();
         for socket in signalling.sockets.into_iter().flatten() {
             let endpoint = signalling::endpoint(&key, socket)?;
             tokio::spawn(signalling::accept(endpoint.clone(), shared.clone()));
             endpoints.push(endpoint);
         }
-        Ok(Server { address, reflection_ports, endpoints, relay, counters })
+        Ok(Server { address, reflection_ports, endpoints, relay })
     }
 }
 
@@ -189,7 +190,6 @@ pub struct Server {
     reflection_ports: [u16; 2],
     endpoints: Vec<Endpoint>,
     relay: Relay,
-    counters: Arc<Counters>,
 }
 
 impl Server {
@@ -215,12 +215,14 @@ impl Server {
 
     /// What its relay has done so far.
     pub fn relay_count(&self) -> RelayCount {
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let sum = |counter: fn(&Counters) -> &AtomicU64| {
+            self.relay.counters.iter().map(|shard| counter(shard).load(Ordering::Relaxed)).sum()
+        };
         RelayCount {
-            forwarded: read(&self.counters.forwarded),
-            forwarded_bytes: read(&self.counters.forwarded_bytes),
-            refused: read(&self.counters.refused),
-            answered: read(&self.counters.answered),
+            forwarded: sum(|shard| &shard.forwarded),
+            forwarded_bytes: sum(|shard| &shard.forwarded_bytes),
+            refused: sum(|shard| &shard.refused),
+            answered: sum(|shard| &shard.answered),
         }
     }
 
@@ -258,6 +260,8 @@ impl Drop for Server {
 struct Relay {
     shards: Vec<UnboundedSender<Command>>,
     threads: Vec<JoinHandle<()>>,
+    /// One per thread, so that threads do not contend for a cache line.
+    counters: Vec<Arc<Counters>>,
 }
 
 impl Relay {
@@ -265,8 +269,7 @@ impl Relay {
         ports: [ports::Port; 2],
         threads: usize,
         limits: &Limits,
-        reports: UnboundedSender<crate::relay::table::Bound>,
-        counters: Arc<Counters>,
+        reports: UnboundedSender<Bound>,
     ) -> io::Result<Self> {
         let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
         for sockets in ports.into_iter().flat_map(|port| port.sockets) {
@@ -275,10 +278,12 @@ impl Relay {
             }
         }
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
-        let mut relay = Self { shards: senders, threads: Vec::new() };
+        let mut relay = Self { shards: senders, ..Self::default() };
         for (number, (sockets, commands)) in columns.into_iter().zip(receivers).enumerate() {
             let mut shards = relay.shards.clone();
             shards.swap_remove(number);
+            let counters = Arc::new(Counters::default());
+            relay.counters.push(counters.clone());
             let thread = Shard::spawn(
                 number,
                 sockets,
@@ -286,7 +291,7 @@ impl Relay {
                 SourceBuckets::new(limits.reflecting, keys()),
                 commands,
                 Links { shards, reports: reports.clone() },
-                counters.clone(),
+                counters,
             )?;
             relay.threads.push(thread);
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,12 +46,41 @@ const MESSAGES: Rate = Rate::new(256, 64);
 /// Connections beyond [`Limits::registrations`] that may be shaking hands.
 const HANDSHAKES: usize = 1_024;
 
+/// With so many unregistered connections every new one must prove its address first: a flood from forged addresses
+/// then leaves no state here.
+const RETRY_ABOVE: usize = 256;
+
 /// What every connection shares.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) events: mpsc::Sender<Event>,
-    pub(crate) connecting: Mutex<SourceBuckets>,
+    pub(crate) doors: Mutex<Doors>,
+    /// Connections that have not registered yet.
+    pub(crate) unregistered: AtomicUsize,
+}
+
+/// New connections per source ([`Limits::connecting`]), by whether the source has proved its address.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    pub(crate) proven: SourceBuckets,
+    pub(crate) unproven: SourceBuckets,
+}
+
+/// Counts a connection among the unregistered ones until it is dropped.
+struct Unregistered<'a>(&'a AtomicUsize);
+
+impl<'a> Unregistered<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Unregistered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Opens an endpoint that proves `key`. Must be called within a runtime.
@@ -111,18 +141,28 @@ pub(crate) async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 }
 
 /// Lets an attempt through, makes its source prove its address first, or turns it away.
+///
+/// Proven and unproven attempts have quotas of their own: whoever forges an address can spend the second, and then
+/// its owner takes one round trip more, but is not locked out.
 fn screen(endpoint: &Endpoint, incoming: Incoming, shared: &Shared) -> Option<Incoming> {
-    let source = incoming.remote_address().ip().into();
-    let has_room = endpoint.open_connections() < shared.limits.registrations.saturating_add(HANDSHAKES);
-    let mut connecting = shared.connecting.lock().unwrap_or_else(PoisonError::into_inner);
-    if has_room && connecting.take(source, Instant::now()) {
-        return Some(incoming);
-    }
-    // Whoever forges an address can spend its quota, but only its owner answers a Retry and is then refused aloud.
-    if !incoming.remote_address_validated() && incoming.may_retry() {
-        let _ = incoming.retry();
-    } else {
+    let most = shared.limits.registrations.saturating_add(HANDSHAKES);
+    if endpoint.open_connections() >= most {
         incoming.refuse();
+        return None;
+    }
+    let (source, now) = (incoming.remote_address().ip().into(), Instant::now());
+    let mut doors = shared.doors.lock().unwrap_or_else(PoisonError::into_inner);
+    if incoming.remote_address_validated() || !incoming.may_retry() {
+        if doors.proven.take(source, now) {
+            return Some(incoming);
+        }
+        incoming.refuse();
+    } else {
+        let quiet = shared.unregistered.load(Ordering::Relaxed) < RETRY_ABOVE;
+        if quiet && doors.unproven.take(source, now) {
+            return Some(incoming);
+        }
+        let _ = incoming.retry();
     }
     None
 }
@@ -184,16 +224,21 @@ impl From<ReadError> for ServeError {
 }
 
 async fn serve(incoming: Incoming, shared: &Shared) -> Result<(), ServeError> {
+    let unregistered = Unregistered::count(&shared.unregistered);
     let connecting = incoming.accept()?;
     let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| ServeError::Handshake)??;
-    let result = register_and_serve(&connection, shared).await;
+    let result = register_and_serve(&connection, shared, unregistered).await;
     if let Err(error) = &result {
         connection.close(error.close_code().into(), error.to_string().as_bytes());
     }
     result
 }
 
-async fn register_and_serve(connection: &Connection, shared: &Shared) -> Result<(), ServeError> {
+async fn register_and_serve(
+    connection: &Connection,
+    shared: &Shared,
+    unregistered: Unregistered<'_>,
+) -> Result<(), ServeError> {
     let peer = proven_peer(connection).ok_or(ServeError::Identity)?;
     let first = timeout(REGISTER_TIMEOUT, first_message(connection)).await;
     let (mut conversation, first) = first.map_err(|_| ServeError::NotRegistered)??;
@@ -204,6 +249,7 @@ async fn register_and_serve(connection: &Connection, shared: &Shared) -> Result<
     let event = Event::Register { peer, says, mailbox, answer };
     shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
     let registration = registered.await.map_err(|_| ServeError::Stopping)??;
+    drop(unregistered);
 
     let Err(error) = conversation.run(registration, outbox, shared).await;
     let _ = shared.events.send(Event::Departed(registration, error.departure())).await;

@@ -38,7 +38,7 @@ async fn both_sides_are_introduced_and_talk_over_the_relay() {
     assert_eq!(to_dialler.channel, to_listener.channel);
     assert_eq!((to_dialler.first_flight.len(), &to_listener.first_flight), (0, &flight));
 
-    for payload in [b"a".repeat(1), b"b".repeat(1448), b"c".repeat(1496)] {
+    for payload in [b"a".to_vec(), b"b".repeat(1448), b"c".repeat(1496)] {
         let out = frame(&to_dialler, &payload);
         dialler.socket.send_to(&out, dialler.relay).await.unwrap();
         assert_eq!(listener.receive().await, out);

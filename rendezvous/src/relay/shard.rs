@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use quinn::udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::{debug, trace};
@@ -58,7 +58,7 @@ pub(crate) struct Links {
     pub(crate) reports: UnboundedSender<Bound>,
 }
 
-/// What the relay has done so far, all shards together.
+/// What a shard has done so far.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) forwarded: AtomicU64,
@@ -104,20 +104,20 @@ impl Socket {
 
     /// Sends an answer. One that does not leave is as good as lost on the way.
     fn answer(&self, bytes: &[u8], to: Flow) {
-        let transmit = transmit(bytes, None, to);
+        let transmit = transmit(bytes, None, None, to);
         if let Err(error) = self.answers.try_send((&self.io).into(), &transmit) {
             trace!(%error, "an answer did not leave");
         }
     }
 
     /// Forwards a run of frames, in as few sends as the kernel allows.
-    fn forward(&mut self, bytes: &[u8], segment: usize, to: Flow, now: Instant) {
+    fn forward(&mut self, bytes: &[u8], segment: usize, ecn: Option<EcnCodepoint>, to: Flow, now: Instant) {
         let most = match segment {
             ..=MAX_SEGMENT => self.segments(now).min(MAX_SEND / segment),
             _ => 1,
         };
         for part in bytes.chunks(segment * most.max(1)) {
-            let transmit = transmit(part, Some(segment), to);
+            let transmit = transmit(part, Some(segment), ecn, to);
             if let Err(error) = self.frames.try_send((&self.io).into(), &transmit) {
                 trace!(%error, "frames did not leave");
             }
@@ -142,8 +142,13 @@ impl Socket {
     }
 }
 
-fn transmit(contents: &[u8], segment_size: Option<usize>, to: Flow) -> Transmit<'_> {
-    Transmit { destination: to.remote, ecn: None, contents, segment_size, src_ip: to.local }
+fn transmit(
+    contents: &[u8],
+    segment_size: Option<usize>,
+    ecn: Option<EcnCodepoint>,
+    to: Flow,
+) -> Transmit<'_> {
+    Transmit { destination: to.remote, ecn, contents, segment_size, src_ip: to.local }
 }
 
 /// Whether anything may be sent to where this packet says it came from.
@@ -256,7 +261,8 @@ impl Shard {
                 }
                 Run::Frames { channel, bytes, segment } => match table.route(channel, meta.addr, now) {
                     Some(to) if segment.min(bytes.len()) <= MAX_FRAME => {
-                        sockets[to.socket].forward(bytes, segment, to, now);
+                        // Congestion marked on one leg is for the session to hear of.
+                        sockets[to.socket].forward(bytes, segment, meta.ecn, to, now);
                         let frames = bytes.len().div_ceil(segment) as u64;
                         counters.forwarded.fetch_add(frames, Ordering::Relaxed);
                         counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -153,9 +153,6 @@ impl Table {
         let Some(registration) = self.registrations.get_mut(&request.registration) else {
             return Binding::Unauthenticated;
         };
-        if !registration.requests.take(self.binding, now) {
-            return Binding::Ignored;
-        }
         if !message.verify(&registration.key) {
             return Binding::Unauthenticated;
         }
@@ -164,6 +161,10 @@ impl Table {
         {
             let repeated = last.flow == flow && now < last.at + self.lease;
             return if repeated { Binding::Repeated(&registration.key) } else { Binding::Ignored };
+        }
+        // Only fresh requests count: forged and replayed ones must not spend what the peer needs.
+        if !registration.requests.take(self.binding, now) {
+            return Binding::Ignored;
         }
         let bound = Bound { registration: request.registration, sequence: request.sequence, flow, at: now };
         registration.bind(bound, self.lease, &mut self.channels);

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream,
+    TransportConfig,
+};
 use rendezvous::{Builder, Limits, Server};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
@@ -67,12 +70,22 @@ pub(crate) async fn connect_expecting(
     key: &KeyPair,
     id: PeerId,
 ) -> Result<Line, ConnectionError> {
+    connect_with(server, key, id, TransportConfig::default()).await
+}
+
+pub(crate) async fn connect_with(
+    server: &Server,
+    key: &KeyPair,
+    id: PeerId,
+    transport: TransportConfig,
+) -> Result<Line, ConnectionError> {
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false);
     let socket = UdpSocket::bind((HERE, 0)).unwrap();
     let endpoint = Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
     let tls = tls::client_config(key, id, SIGNALLING_ALPN).unwrap();
-    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    config.transport_config(Arc::new(transport));
     let at = SocketAddr::new(HERE, server.ports().signalling);
     let connection = endpoint.connect_with(config, at, "rendezvous").unwrap().await?;
     let (send, receive) = connection.open_bi().await?;
@@ -130,8 +143,13 @@ impl Peer {
         let mut line = connect(server, &key).await;
         line.tell(&Request::Register(says)).await;
         let Ok(Notice::Registered(registered)) = line.hear().await else { panic!("not registered") };
-        let socket = tokio::net::UdpSocket::bind((HERE, 0)).await.unwrap();
-        let relay = SocketAddr::new(HERE, registered.reflection_ports[0]);
+        Self::on(line, key, registered, HERE).await
+    }
+
+    /// A peer whose relay socket is of the family of `ip`.
+    pub(crate) async fn on(line: Line, key: KeyPair, registered: Registered, ip: IpAddr) -> Self {
+        let socket = tokio::net::UdpSocket::bind((ip, 0)).await.unwrap();
+        let relay = SocketAddr::new(ip, registered.reflection_ports[0]);
         Self { key, line, registered, socket, relay, sequence: 0, asked: 0 }
     }
 
