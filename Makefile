@@ -21,7 +21,7 @@ test: tools ## Every test, the lab's included.
 check: tools ## Format, clippy and rustdoc, warnings as errors.
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 fmt: ## Format everything.
 	$(CARGO) fmt --all

@@ -18,7 +18,7 @@ fn address(number: u8) -> SocketAddr {
 }
 
 fn says(policy: IntroductionPolicy) -> Register {
-    Register { candidates: Vec::new(), mapping: Default::default(), policy }
+    Register { instance: 1, candidates: Vec::new(), mapping: Default::default(), policy }
 }
 
 fn broker(limits: Limits) -> Broker {

@@ -85,7 +85,7 @@ async fn pipe_first(endpoint: &Endpoint, report: &Report) -> Result<(), Failure>
         while let Some(other) = endpoint.accept().await {
             other.close(1u8.into(), b"this listener serves one session, and has one");
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let piped = async {
         let (send, receive) = pipe::meet(&session).await?;

@@ -79,7 +79,21 @@ fn runtime(host: &Host) -> anyhow::Result<Runtime> {
         .build()?)
 }
 
-/// Plain quinn with the same windows, the same TLS and the same MTU bound, on its own UDP socket.
+/// A UDP socket with the buffers that our endpoint asks for: a comparison of sockets' drops would be none of quinn.
+fn socket() -> std::io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_send_buffer_size(4 << 20)?;
+    socket.set_recv_buffer_size(4 << 20)?;
+    socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into())?;
+    Ok(socket.into())
+}
+
+fn plain_endpoint(server: Option<quinn::ServerConfig>) -> std::io::Result<quinn::Endpoint> {
+    quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket()?, Arc::new(quinn::TokioRuntime))
+}
+
+/// Plain quinn with the same windows, the same TLS, the same MTU bound and the same socket buffers.
 fn plain(place: &Place) -> anyhow::Result<(Connection, Connection, Vec<quinn::Endpoint>)> {
     let (own, other) = (KeyPair::generate()?, KeyPair::generate()?);
     let mut transport = TransportConfig::default();
@@ -100,14 +114,13 @@ fn plain(place: &Place) -> anyhow::Result<(Connection, Connection, Vec<quinn::En
     let mut client =
         quinn::ClientConfig::new(Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(client_tls)?));
     client.transport_config(transport);
-    let any: SocketAddr = "0.0.0.0:0".parse()?;
-    let listening = place.on(1, async move { Ok(quinn::Endpoint::server(server, any)?) })?;
+    let listening = place.on(1, async move { Ok(plain_endpoint(Some(server))?) })?;
     let address = SocketAddr::new(place.hosts[1].ipv4().into(), listening.local_addr()?.port());
     let accepting = listening.clone();
     let accept =
         place.runtimes[1].spawn(async move { anyhow::Ok(accepting.accept().await.context("open")?.await?) });
     let (dialling, dialled) = place.on(0, async move {
-        let endpoint = quinn::Endpoint::client(any)?;
+        let endpoint = plain_endpoint(None)?;
         let connection = endpoint.connect_with(client, address, "plain")?.await?;
         Ok((endpoint, connection))
     })?;
