@@ -383,6 +383,10 @@ impl World {
         assert!(self.broker.directory().len() <= self.limits.registrations);
         assert!(self.channels.len() <= self.limits.channels);
         assert_eq!(self.broker.introductions().len(), self.channels.len());
+        // Let news pile up, so that it arrives out of order.
+        if rng.random_bool(0.7) {
+            return;
+        }
         self.deliver(rng);
         let bound: HashSet<_> = self.bindings.values().map(|bound| bound.flow.remote).collect();
         for table in &self.tables {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use rendezvous::{BindError, Server, StartError, hosts, keyfile};
 use rendezvous_wire::address::ParseAddressError;
@@ -86,8 +86,9 @@ struct Serve {
 impl Arguments {
     pub(crate) fn init_logging(&self) {
         let default = match (self.quiet, self.verbose) {
-            (true, _) => "warn",
-            (false, 0) => "info",
+            // quinn-udp warns with addresses, which belong at DEBUG.
+            (true, _) => "warn,quinn_udp=error",
+            (false, 0) => "info,quinn_udp=error",
             (false, 1) => "info,rendezvous=debug",
             (false, _) => "debug,rendezvous=trace",
         };
@@ -150,13 +151,17 @@ impl Serve {
         runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
-            let server = builder.start().await.map_err(explain)?;
+            let mut server = builder.start().await.map_err(explain)?;
             announce(&server, self.json)?;
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let failed = tokio::select! {
+                _ = terminate.recv() => false,
+                _ = interrupt.recv() => false,
+                () = server.failed() => true,
+            };
             server.shutdown().await;
+            if failed {
+                bail!("signalling has stopped by itself; the log tells why (--verbose tells more)");
+            }
             if self.json {
                 print(&json!({ "event": "stopped" }).to_string())?;
             }

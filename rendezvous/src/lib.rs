@@ -21,6 +21,8 @@
 //! | [`broker`] | the three together, with leases |
 //! | [`relay::table`], [`relay::reflect`], [`relay::runs`] | bindings, answers to STUN, and what may be forwarded where |
 //!
+//! Beside them [`keyfile`] keeps the server's key, and [`hosts`] judges its addresses.
+//!
 //! Shells around them: `signalling` (QUIC on UDP 443), `owner` (the one task that owns the broker), `relay::shard`
 //! (a thread per core on UDP 3478 and 3479), and [`Server`], which starts and stops them all.
 

@@ -110,7 +110,7 @@ pub struct Source(u64);
 impl From<IpAddr> for Source {
     fn from(ip: IpAddr) -> Self {
         match ip.to_canonical() {
-            // 2000::/3 and fc00::/7 are all that arrives as IPv6, so the low half of the range is free for IPv4.
+            // Prefixes of real sources (2000::/3, fc00::/7) have high bits set, so the families do not meet.
             IpAddr::V4(ip) => Self(u64::from(ip.to_bits())),
             IpAddr::V6(ip) => Self((ip.to_bits() >> 64) as u64),
         }

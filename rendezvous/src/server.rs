@@ -16,6 +16,7 @@ use rendezvous_wire::{
     DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, KeyPair, PeerId, RendezvousAddress,
 };
 use tokio::sync::mpsc::{self, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::broker::Broker;
@@ -126,7 +127,8 @@ impl Builder {
         let relay = Relay::start(relay, threads, &self.limits, reports)?;
         let broker = Broker::new(self.limits.clone(), reflection_ports, random());
         let (events, inbox) = mpsc::channel(EVENTS);
-        tokio::spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
 
         let door = || SourceBuckets::new(self.limits.connecting, keys());
         let doors = Mutex::new(Doors { proven: door(), unproven: door() });
@@ -135,10 +137,10 @@ impl Builder {
         let mut endpoints = Vec::new();
         for socket in signalling.sockets.into_iter().flatten() {
             let endpoint = signalling::endpoint(&key, socket)?;
-            tokio::spawn(signalling::accept(endpoint.clone(), shared.clone()));
+            tasks.spawn(signalling::accept(endpoint.clone(), shared.clone()));
             endpoints.push(endpoint);
         }
-        Ok(Server { address, reflection_ports, endpoints, relay })
+        Ok(Server { address, reflection_ports, endpoints, tasks, relay })
     }
 }
 
@@ -189,6 +191,8 @@ pub struct Server {
     address: RendezvousAddress,
     reflection_ports: [u16; 2],
     endpoints: Vec<Endpoint>,
+    /// The owner of the broker, and who accepts at each endpoint. None of them ends by itself.
+    tasks: JoinSet<()>,
     relay: Relay,
 }
 
@@ -226,6 +230,12 @@ impl Server {
         }
     }
 
+    /// Resolves if signalling fails while the server runs: a socket has broken for good. What is left to do then is
+    /// to [shut down](Server::shutdown) and start again.
+    pub async fn failed(&mut self) {
+        self.tasks.join_next().await;
+    }
+
     /// Tells every peer goodbye and stops.
     pub async fn shutdown(mut self) {
         for endpoint in &self.endpoints {
@@ -239,10 +249,7 @@ impl Server {
         let _ = tokio::time::timeout(FAREWELL, idle).await;
         let mut relay = std::mem::take(&mut self.relay);
         relay.stop();
-        let joined = tokio::task::spawn_blocking(move || relay.join()).await;
-        if joined.is_err() {
-            warn!("a relay thread has panicked");
-        }
+        let _ = tokio::task::spawn_blocking(move || relay.join()).await;
     }
 }
 

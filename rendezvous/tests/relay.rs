@@ -95,7 +95,7 @@ async fn a_peer_that_moves_binds_again_and_a_replay_does_not_move_it_back() {
 
 #[tokio::test]
 async fn relayed_sessions_survive_the_loss_of_signalling_until_the_lease_lapses() {
-    let server = serve_with(Limits { lease: Duration::from_secs(1), ..Limits::default() }).await;
+    let server = serve_with(Limits { lease: Duration::from_secs(3), ..Limits::default() }).await;
     let (mut a, b, introduction) = pair(&server).await;
     // Anything but a goodbye.
     b.line.connection.close(77u32.into(), b"");

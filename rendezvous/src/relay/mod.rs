@@ -5,7 +5,7 @@
 //! | [`table`] | who is bound where, and which channel joins whom. Pure |
 //! | [`reflect`] | answers to STUN requests, bind requests among them. Pure |
 //! | [`runs`] | cuts a buffer that the kernel coalesced into runs that can be forwarded as one. Pure |
-//! | [`shard`] | a thread with sockets of its own that does all this |
+//! | `shard` | a thread with sockets of its own that does all this |
 
 pub mod reflect;
 pub mod runs;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tracing::{debug, trace};
+use tracing::trace;
 
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
@@ -218,7 +218,7 @@ impl Shard {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) => {
                     // ICMP errors of earlier sends surface here.
-                    debug!(%error, "receiving");
+                    trace!(%error, "receiving");
                     continue;
                 }
             };

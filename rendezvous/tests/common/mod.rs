@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
@@ -226,15 +226,6 @@ pub(crate) async fn receive(socket: &tokio::net::UdpSocket, from: SocketAddr) ->
     assert_eq!(source, from, "answers come from where the request went");
     buffer.truncate(length);
     buffer
-}
-
-/// Asks until it is so.
-pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !so() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// Introduces `asker` to `target` and gives both notices.
