@@ -1,1 +1,45 @@
-//! Peer-to-peer QUIC sessions.
+//! Peer-to-peer QUIC sessions between machines behind NATs.
+//!
+//! An [`Endpoint`] registers with rendezvous servers under its key. [`Endpoint::connect`] gives a [`Session`] with the machine that holds another
+//! key: over the server's relay from the first datagram, and over a direct path as soon as one is proven, with no reconnect. A session is a
+//! [`quinn::Connection`].
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use peer::{Endpoint, KeyPair, PeerId};
+//!
+//! let server = "rv://aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa@vps.example".parse()?;
+//! let endpoint = Endpoint::builder().identity(KeyPair::generate()?).server(server).bind().await?;
+//! let target: PeerId = "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa".parse()?;
+//! let session = endpoint.connect(target).await?;
+//! let (mut send, mut receive) = session.open_bi().await?;
+//! send.write_all(b"hello").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
+//! connectivity agents of `peer-agent`) and steers the path socket under quinn.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod driver;
+mod endpoint;
+mod gather;
+mod reflection;
+mod session;
+mod signalling;
+mod socket;
+
+pub mod identity;
+
+pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
+pub use rendezvous_wire::candidate::{CandidateKind, Mapping};
+pub use rendezvous_wire::message::IntroductionPolicy;
+pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+pub use session::{Path, Session, Timeline};
+pub use signalling::ServerError;
+
+/// The QUIC implementation whose types sessions are made of.
+pub use quinn;

@@ -1,1 +1,10 @@
-//! End-to-end tests.
+//! End-to-end: real binaries, real sockets, the kernel's own NAT. What the tests in `lab/`, the demo, the matrix and the benchmarks
+//! share.
+
+#![forbid(unsafe_code)]
+
+pub mod cell;
+pub mod data;
+pub mod figures;
+pub mod process;
+pub mod world;

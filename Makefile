@@ -1,0 +1,56 @@
+# `make help` lists the targets.
+
+CARGO ?= cargo
+# Packages of the system that the lab needs, by the program that shows whether they are there.
+TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables ethtool:ethtool unshare:util-linux cc:gcc
+RELEASE := target/release
+
+.PHONY: help demo test check fmt matrix garbage bench tools clean
+
+help: ## Show this.
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: tools ## Two homes behind NATs, a direct QUIC session, the time line.
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/demo
+
+test: tools ## Every test, the lab's included.
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+check: tools ## Format, clippy and rustdoc, warnings as errors.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+fmt: ## Format everything.
+	$(CARGO) fmt --all
+
+matrix: tools ## Every ordered pair of router kinds, 10 runs a cell, INPUT drop and reject (about half an hour).
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/matrix
+
+garbage: tools ## A minute of random and mutated datagrams to every port, in a release build.
+	$(CARGO) build --release --workspace --bins
+	LAB_GARBAGE_SECONDS=60 $(CARGO) test --release -p end-to-end --test lab -- garbage
+
+bench: tools ## The benchmarks.
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/goodput
+
+# Installs what is missing: as root with apt-get, else it says what to install.
+tools:
+	@missing=; export PATH="$$PATH:/usr/sbin:/sbin"; \
+	for pair in $(TOOLS); do \
+	  command -v "$${pair%%:*}" >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "installing:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else \
+	  echo "these packages are missing:$$missing; install them, for instance: sudo apt-get install$$missing" >&2; exit 1; \
+	fi
+
+clean: ## Remove what was built.
+	$(CARGO) clean

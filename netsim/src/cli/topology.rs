@@ -1,0 +1,218 @@
+//! A lab as described on the command line.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use netsim::{Host, Impairment, InputPolicy, Lab, RouterKind, SiteConfig};
+
+use super::units;
+
+/// Sites, servers, and what they have in common.
+#[derive(Debug, Args)]
+pub(super) struct Topology {
+    /// A site: NAME=KIND[,OPTION...].
+    #[arg(long = "site", value_name = "SITE")]
+    sites: Vec<SiteOption>,
+    /// A server on the internet.
+    #[arg(long = "server", value_name = "NAME")]
+    servers: Vec<String>,
+    /// One-way delay of the lines of all sites that do not say otherwise, such as 20ms.
+    #[arg(long, value_parser = units::duration)]
+    delay: Option<Duration>,
+    /// Share of packets lost, each way, such as 1%.
+    #[arg(long, value_parser = units::share)]
+    loss: Option<f64>,
+    /// Bits per second, each way, such as 50mbit.
+    #[arg(long, value_parser = units::rate)]
+    rate: Option<u64>,
+    /// WAN input policy of all sites that do not say otherwise: drop, reject or accept.
+    #[arg(long)]
+    input: Option<InputPolicy>,
+    /// Give every site IPv6 as well.
+    #[arg(long)]
+    ipv6: bool,
+}
+
+/// A lab to describe.
+#[derive(Debug, Args)]
+pub(super) struct Print {
+    #[command(flatten)]
+    topology: Topology,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug)]
+struct SiteOption {
+    name: String,
+    kind: RouterKind,
+    options: Vec<SiteSetting>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum SiteSetting {
+    Hosts(u8),
+    Ipv6,
+    Input(InputPolicy),
+    Delay(Duration),
+    Jitter(Duration),
+    Loss(f64),
+    Reorder(f64),
+    Duplicate(f64),
+    Rate(u64),
+}
+
+impl FromStr for SiteOption {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, rest) = text.split_once('=').context("a site is written NAME=KIND[,OPTION...]")?;
+        let mut parts = rest.split(',');
+        let kind = parts.next().unwrap_or_default().parse()?;
+        let options = parts.map(str::parse).collect::<Result<_>>()?;
+        Ok(Self { name: name.to_owned(), kind, options })
+    }
+}
+
+impl FromStr for SiteSetting {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        Ok(match key {
+            "hosts" => Self::Hosts(value.parse().with_context(|| format!("`{text}` is no number of hosts"))?),
+            "ipv6" => Self::Ipv6,
+            "input" => Self::Input(value.parse()?),
+            "delay" => Self::Delay(units::duration(value)?),
+            "jitter" => Self::Jitter(units::duration(value)?),
+            "loss" => Self::Loss(units::share(value)?),
+            "reorder" => Self::Reorder(units::share(value)?),
+            "duplicate" => Self::Duplicate(units::share(value)?),
+            "rate" => Self::Rate(units::rate(value)?),
+            _ => {
+                bail!("`{key}` is none of: hosts, ipv6, input, delay, jitter, loss, reorder, duplicate, rate")
+            }
+        })
+    }
+}
+
+impl Topology {
+    pub(super) fn build(&self, seed: u64) -> Result<Lab> {
+        let mut lab = Lab::new(seed)?;
+        for server in &self.servers {
+            lab.add_server(server)?;
+        }
+        for site in &self.sites {
+            lab.add_site(&site.name, self.config(site))?;
+        }
+        Ok(lab)
+    }
+
+    fn config(&self, site: &SiteOption) -> SiteConfig {
+        let mut config = SiteConfig::new(site.kind).ipv6(self.ipv6);
+        let mut line = Impairment::none();
+        let common = [
+            self.delay.map(SiteSetting::Delay),
+            self.loss.map(SiteSetting::Loss),
+            self.rate.map(SiteSetting::Rate),
+            self.input.map(SiteSetting::Input),
+        ];
+        for setting in common.into_iter().flatten().chain(site.options.iter().copied()) {
+            match setting {
+                SiteSetting::Hosts(hosts) => config = config.hosts(hosts),
+                SiteSetting::Ipv6 => config = config.ipv6(true),
+                SiteSetting::Input(input) => config = config.input(input),
+                SiteSetting::Delay(delay) => line = line.delay(delay),
+                SiteSetting::Jitter(jitter) => line = line.jitter(jitter),
+                SiteSetting::Loss(share) => line = line.loss(share),
+                SiteSetting::Reorder(share) => line = line.reorder(share),
+                SiteSetting::Duplicate(share) => line = line.duplicate(share),
+                SiteSetting::Rate(rate) => line = line.rate(rate),
+            }
+        }
+        config.up(line.clone()).down(line)
+    }
+}
+
+impl Print {
+    pub(super) fn execute(&self, seed: u64) -> Result<ExitCode> {
+        let lab = self.topology.build(seed)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&as_json(&lab))?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        for server in lab.servers() {
+            println!("{:<12} server        {}", server.name(), addresses(server));
+        }
+        for site in lab.sites() {
+            let kind = site.kind().map_or("described", RouterKind::name);
+            for host in site.hosts() {
+                println!(
+                    "{:<12} {kind:<13} {} seen as {}",
+                    host.name(),
+                    addresses(host),
+                    host.reflexive_ipv4()
+                );
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn addresses(host: &Host) -> String {
+    let v4 = [Some(host.ipv4()), host.second_ipv4()];
+    let v6 = [host.ipv6(), host.second_ipv6()];
+    let v4 = v4.into_iter().flatten().map(|address| address.to_string());
+    let v6 = v6.into_iter().flatten().map(|address| address.to_string());
+    v4.chain(v6).collect::<Vec<_>>().join(" ")
+}
+
+fn as_json(lab: &Lab) -> serde_json::Value {
+    let host = |host: &Host| {
+        serde_json::json!({
+            "name": host.name(),
+            "ipv4": host.ipv4(),
+            "second_ipv4": host.second_ipv4(),
+            "ipv6": host.ipv6(),
+            "second_ipv6": host.second_ipv6(),
+            "reflexive_ipv4": host.reflexive_ipv4(),
+        })
+    };
+    let site = |site: &netsim::Site| {
+        serde_json::json!({
+            "name": site.name(),
+            "kind": site.kind(),
+            "wan_ipv4": site.wan_ipv4(),
+            "wan_ipv6": site.wan_ipv6(),
+            "hosts": site.hosts().iter().map(host).collect::<Vec<_>>(),
+        })
+    };
+    serde_json::json!({
+        "servers": lab.servers().iter().map(host).collect::<Vec<_>>(),
+        "sites": lab.sites().iter().map(site).collect::<Vec<_>>(),
+    })
+}
+
+/// The host of this name, or an error that lists those there are.
+pub(super) fn host(lab: &Lab, name: &str) -> Result<Host> {
+    lab.host(name).ok_or_else(|| {
+        let hosts = lab.servers().iter().chain(lab.sites().iter().flat_map(netsim::Site::hosts));
+        let names = hosts.map(Host::name).collect::<Vec<_>>().join(", ");
+        anyhow!("there is no host `{name}` in this lab; there are: {names}")
+    })
+}
+
+/// The variables by which programs in the lab learn everyone's addresses.
+pub(super) fn environment(lab: &Lab) -> Vec<(String, String)> {
+    let hosts = lab.servers().iter().chain(lab.sites().iter().flat_map(netsim::Site::hosts));
+    let variables = hosts.flat_map(|host| {
+        let name = host.name().to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let ipv6 = host.ipv6().map(|address| (format!("NETSIM_{name}_IPV6"), address.to_string()));
+        [Some((format!("NETSIM_{name}"), host.ipv4().to_string())), ipv6].into_iter().flatten()
+    });
+    variables.collect()
+}

@@ -1,0 +1,78 @@
+//! The part of a router that iptables can say. Pure text.
+
+use super::{Egress, Filtering, InputPolicy, Mapping, Router};
+
+/// Tables for `iptables-restore`, if the router needs any.
+pub(super) fn ipv4(router: &Router) -> Option<String> {
+    let mut rules = filter(router, "")?;
+    if !router.needs_binding_maps()
+        && let Some(mapping) = router.mapping
+    {
+        rules += "*nat\n-A POSTROUTING -o wan -j ";
+        rules += match mapping {
+            // Keeps the source port while the resulting flow is unique.
+            Mapping::EndpointIndependent => "MASQUERADE\n",
+            Mapping::AddressDependent => unreachable!("refused when the site was configured"),
+            Mapping::AddressAndPortDependent => "MASQUERADE --random-fully\n",
+        };
+        rules += "COMMIT\n";
+    }
+    Some(rules)
+}
+
+/// Tables for `ip6tables-restore`, if the router needs any.
+pub(super) fn ipv6(router: &Router) -> Option<String> {
+    // Without these two the router is not found by its neighbours.
+    filter(
+        router,
+        "-A INPUT -p icmpv6 --icmpv6-type neighbour-solicitation -j ACCEPT\n\
+         -A INPUT -p icmpv6 --icmpv6-type neighbour-advertisement -j ACCEPT\n",
+    )
+}
+
+fn filter(router: &Router, first: &str) -> Option<String> {
+    let filtering = router.filtering?;
+    let mut rules = String::from("*filter\n");
+    rules += first;
+    rules += "-A INPUT -i wan -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n";
+    rules += match router.input {
+        InputPolicy::Drop => "-A INPUT -i wan -j DROP\n",
+        InputPolicy::Reject => "-A INPUT -i wan -j REJECT\n",
+        InputPolicy::Accept => "-A INPUT -i wan -j ACCEPT\n",
+    };
+    rules += "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n";
+    if filtering != Filtering::AddressAndPortDependent {
+        // What the binding maps let in.
+        rules += "-A FORWARD -i wan -m conntrack --ctstate DNAT -j ACCEPT\n";
+    }
+    rules += match router.egress {
+        Egress::All => "-A FORWARD -i lan -j ACCEPT\n",
+        Egress::Web => "-A FORWARD -i lan -p tcp -m multiport --dports 80,443 -j ACCEPT\n",
+    };
+    rules += "-A FORWARD -j DROP\nCOMMIT\n";
+    Some(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transparent_router_has_no_rules() {
+        assert_eq!((ipv4(&Router::transparent()), ipv6(&Router::transparent())), (None, None));
+    }
+
+    #[test]
+    fn only_the_kernels_own_nat_is_left_to_iptables() {
+        use {Filtering as F, Mapping as M};
+        let masquerade = |mapping, filtering| ipv4(&Router::nat(mapping, filtering)).unwrap();
+        assert!(masquerade(M::EndpointIndependent, F::AddressAndPortDependent).contains("MASQUERADE\n"));
+        assert!(
+            masquerade(M::AddressAndPortDependent, F::AddressAndPortDependent).contains("--random-fully")
+        );
+        assert!(!masquerade(M::EndpointIndependent, F::AddressDependent).contains("MASQUERADE"));
+        assert!(
+            !ipv6(&Router::nat(M::EndpointIndependent, F::AddressAndPortDependent)).unwrap().contains("*nat")
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! A place where peers are: a router, the hosts behind it, and the line to the internet.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::host::Host;
+use crate::link::{Impairment, Link};
+use crate::namespace::Namespace;
+use crate::router::{InputPolicy, Router, RouterKind};
+use crate::tool::{self, ToolError};
+
+/// What a site is like.
+///
+/// ```
+/// use std::time::Duration;
+/// use netsim::{InputPolicy, RouterKind, SiteConfig};
+///
+/// let config = SiteConfig::new(RouterKind::EimApdf)
+///     .input(InputPolicy::Accept)
+///     .delay(Duration::from_millis(20))
+///     .loss(0.01)
+///     .hosts(2)
+///     .ipv6(true);
+/// ```
+#[derive(Clone, Debug)]
+pub struct SiteConfig {
+    pub(crate) kind: Option<RouterKind>,
+    pub(crate) routers: Vec<Router>,
+    pub(crate) hosts: u8,
+    pub(crate) ipv6: bool,
+    pub(crate) lan: Ipv4Addr,
+    pub(crate) up: Impairment,
+    pub(crate) down: Impairment,
+}
+
+impl SiteConfig {
+    /// One host behind a router of this kind, IPv4 only, on a line without impairment.
+    pub fn new(kind: RouterKind) -> Self {
+        Self { kind: Some(kind), ..Self::with_routers(kind.routers()) }
+    }
+
+    /// One host behind these routers, the one nearest to the host first. One or two of them.
+    pub fn with_routers(routers: Vec<Router>) -> Self {
+        Self {
+            kind: None,
+            routers,
+            hosts: 1,
+            ipv6: false,
+            lan: Ipv4Addr::new(192, 168, 1, 0),
+            up: Impairment::none(),
+            down: Impairment::none(),
+        }
+    }
+
+    /// What its routers do with packets from outside that are for nobody inside.
+    #[must_use]
+    pub fn input(mut self, policy: InputPolicy) -> Self {
+        self.routers.iter_mut().for_each(|router| router.input = policy);
+        self
+    }
+
+    /// How long a UDP binding outlives its last packet, in whole seconds.
+    #[must_use]
+    pub fn binding_lifetime(mut self, lifetime: Duration) -> Self {
+        self.routers.iter_mut().for_each(|router| router.binding_lifetime = Some(lifetime));
+        self
+    }
+
+    /// How many hosts share the LAN.
+    #[must_use]
+    pub fn hosts(self, hosts: u8) -> Self {
+        Self { hosts, ..self }
+    }
+
+    /// Whether the site has IPv6 as well; off unless asked for.
+    #[must_use]
+    pub fn ipv6(self, ipv6: bool) -> Self {
+        Self { ipv6, ..self }
+    }
+
+    /// The /24 of the LAN behind a NAT; 192.168.1.0 unless told otherwise. Sites may share it.
+    #[must_use]
+    pub fn lan(self, lan: Ipv4Addr) -> Self {
+        Self { lan, ..self }
+    }
+
+    /// What the line does to packets toward the internet.
+    #[must_use]
+    pub fn up(self, up: Impairment) -> Self {
+        Self { up, ..self }
+    }
+
+    /// What the line does to packets from the internet.
+    #[must_use]
+    pub fn down(self, down: Impairment) -> Self {
+        Self { down, ..self }
+    }
+
+    /// Delays every packet by this much in each direction.
+    #[must_use]
+    pub fn delay(self, delay: Duration) -> Self {
+        self.both_ways(|direction| direction.delay(delay))
+    }
+
+    /// Delays every packet by up to this much more, at random, in each direction. Keeps their order.
+    #[must_use]
+    pub fn jitter(self, jitter: Duration) -> Self {
+        self.both_ways(|direction| direction.jitter(jitter))
+    }
+
+    /// Loses this share of packets (0 to 1) in each direction.
+    #[must_use]
+    pub fn loss(self, probability: f64) -> Self {
+        self.both_ways(|direction| direction.loss(probability))
+    }
+
+    /// Limits each direction to this many bits per second.
+    #[must_use]
+    pub fn rate(self, bits_per_second: u64) -> Self {
+        self.both_ways(|direction| direction.rate(bits_per_second))
+    }
+
+    fn both_ways(self, f: impl Fn(Impairment) -> Impairment) -> Self {
+        Self { up: f(self.up.clone()), down: f(self.down.clone()), ..self }
+    }
+}
+
+/// A direction of a site's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the site to the internet.
+    Up,
+    /// From the internet to the site.
+    Down,
+    /// Either.
+    Both,
+}
+
+/// A site of a lab. A cheap handle.
+#[derive(Clone, Debug)]
+pub struct Site(Arc<SiteState>);
+
+#[derive(Debug)]
+pub(crate) struct SiteState {
+    pub(crate) name: String,
+    pub(crate) config: SiteConfig,
+    pub(crate) wan_ipv4: Ipv4Addr,
+    pub(crate) wan_ipv6: Option<Ipv6Addr>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) edge: Namespace,
+    pub(crate) routers: Vec<Namespace>,
+    pub(crate) link: Option<Link>,
+}
+
+impl Site {
+    pub(crate) fn new(state: SiteState) -> Self {
+        Self(Arc::new(state))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The kind of its router, unless it was described by hand.
+    pub fn kind(&self) -> Option<RouterKind> {
+        self.0.config.kind
+    }
+
+    /// Its routers as they were described, the one nearest to the hosts first.
+    pub fn routers(&self) -> &[Router] {
+        &self.0.config.routers
+    }
+
+    /// Host number `index`, counted from zero.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such host.
+    pub fn host(&self, index: usize) -> Host {
+        self.0.hosts[index].clone()
+    }
+
+    /// All its hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.0.hosts
+    }
+
+    /// The address of its outermost router on the internet.
+    pub fn wan_ipv4(&self) -> Ipv4Addr {
+        self.0.wan_ipv4
+    }
+
+    /// The IPv6 address of its outermost router, where the site has IPv6.
+    pub fn wan_ipv6(&self) -> Option<Ipv6Addr> {
+        self.0.wan_ipv6
+    }
+
+    /// Frames that its line has lost, dropped or could not carry so far; zero for a line without impairment.
+    pub fn link_losses(&self) -> u64 {
+        self.0.link.as_ref().map_or(0, Link::losses)
+    }
+
+    /// Lets every packet in this direction vanish, until [`restore`](Self::restore). Packets that the line has
+    /// taken already still arrive.
+    ///
+    /// # Errors
+    ///
+    /// When nftables refuses.
+    pub fn cut(&self, direction: Direction) -> Result<(), ToolError> {
+        let mut rules = String::from(CUT_NOTHING);
+        if direction != Direction::Down {
+            rules += "add rule inet cut up iifname site drop\n";
+        }
+        if direction != Direction::Up {
+            rules += "add rule inet cut down oifname site drop\n";
+        }
+        tool::nft(&self.0.edge, &rules)
+    }
+
+    /// Undoes every [`cut`](Self::cut).
+    ///
+    /// # Errors
+    ///
+    /// When nftables refuses.
+    pub fn restore(&self) -> Result<(), ToolError> {
+        tool::nft(&self.0.edge, CUT_NOTHING)
+    }
+
+    /// The flows that its outermost router tracks, one line of `/proc/net/nf_conntrack` each.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel was built without that file.
+    pub fn conntrack(&self) -> io::Result<Vec<String>> {
+        let router = self.0.routers.last().expect("a site has a router");
+        let table = router.run(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack"))??;
+        Ok(table.lines().map(str::to_owned).collect())
+    }
+
+    /// How many flows its outermost router tracks.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no connection tracking.
+    pub fn conntrack_count(&self) -> io::Result<usize> {
+        let router = self.0.routers.last().expect("a site has a router");
+        let count = router.run(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"))??;
+        count.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// An empty table in place of whatever was there, in one transaction. At the provider's edge, which tracks no
+/// flows; ARP is not touched, so a restored line works at once.
+const CUT_NOTHING: &str = "\
+add table inet cut
+delete table inet cut
+add table inet cut
+add chain inet cut up { type filter hook prerouting priority raw; }
+add chain inet cut down { type filter hook postrouting priority mangle; }
+";

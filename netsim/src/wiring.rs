@@ -1,0 +1,299 @@
+//! How a site is put together: which namespaces, cables, addresses and routes, in one batch per namespace.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::thread;
+
+use crate::address::{self, SiteAddresses};
+use crate::host::Host;
+use crate::lab::{BuildError, Lab};
+use crate::link::{Link, LinkError};
+use crate::namespace::Namespace;
+use crate::site::{SiteConfig, SiteState};
+use crate::tool;
+
+/// Reverse-path filtering is inherited from the machine and would drop what a lab is there to see.
+const ROUTER_V4: [(&str, &str); 5] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    // What hosts of one LAN say to each other is bridged and none of the router's business.
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+];
+/// And lets programs in hosts ping without a raw socket.
+const HOST_V4: [(&str, &str); 3] = [ROUTER_V4[1], ROUTER_V4[2], ("ipv4/ping_group_range", "0 0")];
+/// Duplicate address detection would hold up every new interface for a second or two.
+const HOST_V6: [(&str, &str); 2] = [("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
+const ROUTER_V6: [(&str, &str); 3] = [("ipv6/conf/all/forwarding", "1"), HOST_V6[0], HOST_V6[1]];
+const NO_V6: [(&str, &str); 2] =
+    [("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")];
+
+/// Hardware addresses of the two ends of an access line. Known beforehand, so that no packet is held up by an
+/// address resolution across the line's delay.
+const EDGE_MAC: &str = "02:00:00:00:00:01";
+const WAN_MAC: &str = "02:00:00:00:00:02";
+
+pub(crate) fn router_namespace(ipv6: bool) -> Result<Namespace, BuildError> {
+    let family: &[_] = if ipv6 { &ROUTER_V6 } else { &NO_V6 };
+    Namespace::new(&[&ROUTER_V4, family].concat()).map_err(BuildError::Namespace)
+}
+
+pub(crate) fn host_namespace(ipv6: bool) -> Result<Namespace, BuildError> {
+    let family: &[_] = if ipv6 { &HOST_V6 } else { &NO_V6 };
+    Namespace::new(&[&HOST_V4, family].concat()).map_err(BuildError::Namespace)
+}
+
+/// What a site will be: its configuration and the addresses that follow from its place in the lab.
+pub(crate) struct Plan {
+    name: String,
+    index: u8,
+    config: SiteConfig,
+    at: SiteAddresses,
+    /// The /24 of the hosts.
+    lan: Ipv4Addr,
+}
+
+struct Namespaces {
+    edge: Namespace,
+    /// The one nearest to the hosts first.
+    routers: Vec<Namespace>,
+    hosts: Vec<Namespace>,
+}
+
+impl Plan {
+    /// `index` is counted from one.
+    pub(crate) fn new(name: &str, index: u8, config: SiteConfig) -> Self {
+        let at = SiteAddresses::new(index);
+        let translated = config.routers[0].mapping.is_some();
+        let lan = if translated { config.lan } else { at.routed_v4() };
+        Self { name: name.to_owned(), index, config, at, lan }
+    }
+
+    /// Builds the site and attaches it to the core of `lab`.
+    pub(crate) fn build(self, lab: &Lab) -> Result<SiteState, BuildError> {
+        let namespaces = self.namespaces()?;
+        let link = self.join(lab, &namespaces)?;
+        self.configure(lab, &namespaces)?;
+        let Namespaces { edge, routers, hosts } = &namespaces;
+        for namespace in [&lab.core, edge].into_iter().chain(routers).chain(hosts) {
+            namespace.wait_for_carrier().map_err(BuildError::Namespace)?;
+        }
+        let translated = self.config.routers[0].mapping.is_some();
+        let hosts = (0..).zip(&namespaces.hosts).map(|(number, netns)| {
+            let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
+            let v4 = address::lan_host_v4(self.lan, number);
+            let v6 = self.config.ipv6.then(|| self.at.host_v6(number));
+            let reflexive = if translated { self.at.wan_v4() } else { v4 };
+            let addresses = (vec![v4], Vec::from_iter(v6));
+            Host::new(name, addresses, reflexive, netns.clone(), Arc::clone(&lab.spawner))
+        });
+        Ok(SiteState {
+            hosts: hosts.collect(),
+            wan_ipv4: self.at.wan_v4(),
+            wan_ipv6: self.config.ipv6.then(|| self.at.wan_v6()),
+            name: self.name,
+            config: self.config,
+            edge: namespaces.edge,
+            routers: namespaces.routers,
+            link,
+        })
+    }
+
+    fn namespaces(&self) -> Result<Namespaces, BuildError> {
+        let ipv6 = self.config.ipv6;
+        Ok(Namespaces {
+            edge: router_namespace(ipv6)?,
+            routers: self.config.routers.iter().map(|_| router_namespace(ipv6)).collect::<Result<_, _>>()?,
+            hosts: (0..self.config.hosts).map(|_| host_namespace(ipv6)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Lays every cable of the site, and starts the emulator of its line if there is anything to emulate.
+    fn join(&self, lab: &Lab, namespaces: &Namespaces) -> Result<Option<Link>, BuildError> {
+        let Namespaces { edge, routers, hosts } = namespaces;
+        let veth = |a: &str, a_in: &Namespace, b: &str, b_in: &Namespace| {
+            let (a_in, b_in) = (a_in.path(), b_in.path());
+            format!("link add name {a} netns {a_in} type veth peer name {b} netns {b_in}\n")
+        };
+        let home = &routers[0];
+        let outermost = routers.last().expect("checked by add_site");
+        let mut cables = veth(&format!("site{}", self.index), &lab.core, "core", edge);
+        if routers.len() == 2 {
+            cables += &veth("lan", outermost, "wan", home);
+        }
+        for (number, host) in hosts.iter().enumerate() {
+            cables += &veth(&format!("host{number}"), home, "eth0", host);
+        }
+        let impaired = !(self.config.up.is_none() && self.config.down.is_none());
+        if !impaired {
+            cables += &veth("site", edge, "wan", outermost);
+            tool::ip(&lab.core, &cables)?;
+            return Ok(None);
+        }
+        let line = Namespace::new(&NO_V6).map_err(BuildError::Namespace)?;
+        cables += &veth("site", edge, "internet", &line);
+        cables += &veth("wan", outermost, "site", &line);
+        tool::ip(&lab.core, &cables)?;
+        tool::ip(&line, "link set internet up\nlink set site up\n")?;
+        edge.run(|| Link::segment_before("site")).map_err(LinkError::Offload)?.map_err(LinkError::Offload)?;
+        outermost
+            .run(|| Link::segment_before("wan"))
+            .map_err(LinkError::Offload)?
+            .map_err(LinkError::Offload)?;
+        let seed = lab.seed().wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.index.into());
+        Ok(Some(Link::start(&line, self.config.up.clone(), self.config.down.clone(), seed)?))
+    }
+
+    /// Gives every namespace its addresses, routes and rules, all at the same time.
+    fn configure(&self, lab: &Lab, namespaces: &Namespaces) -> Result<(), BuildError> {
+        let Namespaces { edge, routers, hosts } = namespaces;
+        thread::scope(|scope| {
+            let mut tasks = vec![
+                scope.spawn(|| tool::ip(&lab.core, &self.core_batch())),
+                scope.spawn(|| tool::ip(edge, &self.edge_batch())),
+            ];
+            for (position, netns) in routers.iter().enumerate() {
+                tasks.push(scope.spawn(move || {
+                    tool::ip(netns, &self.router_batch(position))?;
+                    let outermost = position + 1 == routers.len();
+                    let wan = if outermost { self.at.wan_v4() } else { address::CARRIER_CUSTOMER_V4 };
+                    // A carrier translates IPv4 and leaves IPv6 alone; the home's firewall is enough.
+                    let ipv6 = self.config.ipv6 && position == 0;
+                    self.config.routers[position].install(netns, wan, ipv6)
+                }));
+            }
+            for (number, netns) in (0..).zip(hosts) {
+                tasks.push(scope.spawn(move || tool::ip(netns, &self.host_batch(number))));
+            }
+            tasks.into_iter().try_for_each(|task| match task.join() {
+                Ok(result) => result.map_err(BuildError::from),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
+    }
+
+    fn core_batch(&self) -> String {
+        let (at, dev) = (self.at, format!("site{}", self.index));
+        let mut batch = format!(
+            "link set {dev} up\naddress add {}/31 dev {dev}\n\
+             route add {}/24 via {edge}\nroute add {}/24 via {edge}\n",
+            at.transit_core_v4(),
+            at.access_v4(),
+            at.routed_v4(),
+            edge = at.transit_edge_v4(),
+        );
+        if self.config.ipv6 {
+            let (core, edge, site) = (at.transit_core_v6(), at.transit_edge_v6(), at.site_v6());
+            batch +=
+                &format!("address add {core}/64 dev {dev} nodad\nroute add {site}/48 via {edge} dev {dev}\n");
+        }
+        batch
+    }
+
+    fn edge_batch(&self) -> String {
+        let at = self.at;
+        let mut batch = format!(
+            "link set lo up\nlink set core up\nlink set site address {EDGE_MAC} up\n\
+             address add {}/31 dev core\naddress add {}/24 dev site\nroute add default via {}\n\
+             route add {}/24 via {wan}\nneighbour replace {wan} lladdr {WAN_MAC} nud permanent dev site\n",
+            at.transit_edge_v4(),
+            at.edge_v4(),
+            at.transit_core_v4(),
+            at.routed_v4(),
+            wan = at.wan_v4(),
+        );
+        if self.config.ipv6 {
+            batch += &format!(
+                "address add {}/64 dev core nodad\naddress add {}/64 dev site nodad\n\
+                 route add ::/0 via {}\nroute add {}/48 via {wan}\n\
+                 neighbour replace {wan} lladdr {WAN_MAC} nud permanent dev site\n",
+                at.transit_edge_v6(),
+                at.edge_v6(),
+                at.transit_core_v6(),
+                at.site_v6(),
+                wan = at.wan_v6(),
+            );
+        }
+        batch
+    }
+
+    fn router_batch(&self, position: usize) -> String {
+        let home = position == 0;
+        let mut batch = String::from("link set lo up\n");
+        batch += &if position + 1 == self.config.routers.len() {
+            self.wan_batch()
+        } else {
+            self.behind_carrier_batch()
+        };
+        batch += &if home { self.lan_batch() } else { self.carrier_lan_batch() };
+        batch
+    }
+
+    fn wan_batch(&self) -> String {
+        let at = self.at;
+        let mut batch = format!(
+            "link set wan address {WAN_MAC} up\naddress add {}/24 dev wan\nroute add default via {edge}\n\
+             neighbour replace {edge} lladdr {EDGE_MAC} nud permanent dev wan\n",
+            at.wan_v4(),
+            edge = at.edge_v4(),
+        );
+        if self.config.ipv6 {
+            batch += &format!(
+                "address add {}/64 dev wan nodad\nroute add ::/0 via {edge}\n\
+                 neighbour replace {edge} lladdr {EDGE_MAC} nud permanent dev wan\n",
+                at.wan_v6(),
+                edge = at.edge_v6(),
+            );
+        }
+        batch
+    }
+
+    fn behind_carrier_batch(&self) -> String {
+        let (customer, gateway) = (address::CARRIER_CUSTOMER_V4, address::CARRIER_GATEWAY_V4);
+        let mut batch =
+            format!("link set wan up\naddress add {customer}/24 dev wan\nroute add default via {gateway}\n");
+        if self.config.ipv6 {
+            let (customer, gateway) = (self.at.carrier_customer_v6(), self.at.carrier_gateway_v6());
+            batch += &format!("address add {customer}/64 dev wan nodad\nroute add ::/0 via {gateway}\n");
+        }
+        batch
+    }
+
+    fn carrier_lan_batch(&self) -> String {
+        let gateway = address::CARRIER_GATEWAY_V4;
+        let mut batch = format!("link set lan up\naddress add {gateway}/24 dev lan\n");
+        if self.config.ipv6 {
+            let (customer, gateway) = (self.at.carrier_customer_v6(), self.at.carrier_gateway_v6());
+            let lan = self.at.lan_v6();
+            batch += &format!("address add {gateway}/64 dev lan nodad\nroute add {lan}/64 via {customer}\n");
+        }
+        batch
+    }
+
+    fn lan_batch(&self) -> String {
+        let gateway = address::lan_gateway_v4(self.lan);
+        let mut batch =
+            format!("link add name lan type bridge\nlink set lan up\naddress add {gateway}/24 dev lan\n");
+        if self.config.ipv6 {
+            batch += &format!("address add {}/64 dev lan nodad\n", self.at.lan_gateway_v6());
+        }
+        for number in 0..self.config.hosts {
+            batch += &format!("link set host{number} master lan up\n");
+        }
+        batch
+    }
+
+    fn host_batch(&self, number: u8) -> String {
+        let (host, gateway) = (address::lan_host_v4(self.lan, number), address::lan_gateway_v4(self.lan));
+        let mut batch = format!(
+            "link set lo up\nlink set eth0 up\naddress add {host}/24 dev eth0\n\
+             route add default via {gateway}\n"
+        );
+        if self.config.ipv6 {
+            let (host, gateway) = (self.at.host_v6(number), self.at.lan_gateway_v6());
+            batch += &format!("address add {host}/64 dev eth0 nodad\nroute add ::/0 via {gateway}\n");
+        }
+        batch
+    }
+}

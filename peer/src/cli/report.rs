@@ -1,0 +1,105 @@
+//! What happens, in words or as JSON, on standard error: standard output is for data.
+
+use std::time::{Duration, Instant};
+
+use peer::{Path, PeerId, Session};
+use serde_json::{Value, json};
+
+/// Where events go.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    json: bool,
+    start: Instant,
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn path_json(path: &Path) -> Value {
+    match path {
+        Path::Direct { local, remote, kind, rtt } => json!({
+            "path": "direct", "local": local, "remote": remote, "kind": kind.name(), "rtt_ms": ms(*rtt),
+        }),
+        Path::Relayed { relay } => json!({ "path": "relayed", "relay": relay }),
+        _ => json!({ "path": "other" }),
+    }
+}
+
+impl Report {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json, start: Instant::now() }
+    }
+
+    fn emit(&self, event: &str, mut fields: Value, words: &str) {
+        if self.json {
+            fields["event"] = event.into();
+            fields["ms"] = ms(self.start.elapsed()).into();
+            eprintln!("{fields}");
+        } else {
+            eprintln!("peer: {words}");
+        }
+    }
+
+    pub(super) fn registered(&self, id: PeerId) {
+        self.emit("registered", json!({ "id": id.to_string() }), &format!("registered as {id}"));
+    }
+
+    pub(super) fn listening(&self, id: PeerId, servers: &[peer::RendezvousAddress]) {
+        let servers: Vec<_> = servers.iter().map(|server| format!("--server {server}")).collect();
+        let words = format!("reach me with: peer connect {} {id}", servers.join(" "));
+        self.emit("listening", json!({ "id": id.to_string() }), &words);
+    }
+
+    /// A session stands; on which path is told by [`path`](Self::path).
+    pub(super) fn connected(&self, session: &Session) {
+        let peer = session.peer();
+        self.emit("connected", json!({ "peer": peer.to_string() }), &format!("session with {peer}"));
+    }
+
+    pub(super) fn path(&self, session: &Session, path: &Path) {
+        let mut fields = path_json(path);
+        fields["peer"] = session.peer().to_string().into();
+        fields["since_dial_ms"] = ms(session.started().elapsed()).into();
+        fields["timeline"] = timeline(session);
+        let since = ms(session.started().elapsed());
+        self.emit("path", fields, &format!("{path} (after {since:.0} ms)"));
+    }
+
+    pub(super) fn first_byte(&self, session: &Session) {
+        if self.json {
+            self.emit("first_byte", json!({ "since_dial_ms": ms(session.started().elapsed()) }), "");
+        }
+    }
+
+    pub(super) fn closed(&self, session: &Session, sent: u64, received: u64) {
+        let fields = json!({
+            "peer": session.peer().to_string(),
+            "sent": sent,
+            "received": received,
+            "connection": session.stable_id(),
+            "path": session.path().as_ref().map(path_json),
+            "timeline": timeline(session),
+        });
+        self.emit("closed", fields, &format!("done: {sent} bytes sent, {received} received"));
+    }
+
+    pub(super) fn session_failed(&self, peer: PeerId, error: &anyhow::Error) {
+        let fields = json!({ "peer": peer.to_string(), "message": format!("{error:#}") });
+        self.emit("session_failed", fields, &format!("the session with {peer} ended: {error:#}"));
+    }
+
+    pub(super) fn failed(&self, error: &anyhow::Error) {
+        self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
+    }
+}
+
+fn timeline(session: &Session) -> Value {
+    let timeline = session.timeline();
+    json!({
+        "introduced_ms": timeline.introduced.map(ms),
+        "connected_ms": timeline.connected.map(ms),
+        "proven_ms": timeline.proven.map(ms),
+        "direct_ms": timeline.direct.map(ms),
+    })
+}

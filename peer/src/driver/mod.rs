@@ -1,0 +1,316 @@
+//! The driver: the one task that owns what changes in an endpoint. Servers, introductions, agents and routes are its own; the rest of the
+//! crate sends it [`Event`]s.
+//!
+//! | module | what |
+//! |---|---|
+//! | `mod` | the loop: events, STUN, timers |
+//! | [`servers`] | rendezvous servers: registration, reflection, candidates |
+//! | [`dial`] | sessions in the making: connecting, accepting, both at once |
+//! | [`remote`] | a remote endpoint: its agent, its route, its end |
+
+mod dial;
+mod remote;
+mod servers;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, ConnectionError};
+use rand::Rng as _;
+use rendezvous_wire::message::{IntroductionPolicy, Notice, Register, Registered};
+use rendezvous_wire::stun::{Class, Received, split_username};
+use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::endpoint::ConnectError;
+use crate::session::Session;
+use crate::signalling::ServerError;
+use crate::socket::{Outlets, PathSocket, StunDatagram};
+
+use remote::RemoteState;
+use servers::Server;
+
+/// Events that may wait for the driver; senders wait beyond that.
+const EVENT_QUEUE: usize = 256;
+
+/// How often remotes are looked at for being over.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long shutting down waits for sessions to have told the other side.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often it looks whether they have: quinn has no event for a drained connection.
+const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
+
+/// A remote endpoint's name inside the driver: its synthetic address.
+type Key = SocketAddr;
+
+/// What the driver is told.
+pub(crate) enum Event {
+    /// Open a session.
+    Connect { target: PeerId, reply: oneshot::Sender<Result<Session, ConnectError>> },
+    /// Give this server address a synthetic one to connect to.
+    ServerAddress { address: SocketAddr, reply: oneshot::Sender<Option<SocketAddr>> },
+    /// A signalling connection stands; say what to register.
+    ServerConnected { server: usize, reply: oneshot::Sender<Register> },
+    /// The registration is in force.
+    ServerUp { server: usize, address: SocketAddr, registered: Registered },
+    /// The signalling connection is gone or could not be made.
+    ServerDown { server: usize, error: ServerError },
+    /// The server has something to say.
+    Notice { server: usize, notice: Notice },
+    /// A QUIC handshake begins.
+    Incoming(Box<quinn::Incoming>),
+    /// A handshake that we began has ended.
+    Dialled { key: Key, result: Result<Connection, ConnectionError> },
+    /// A handshake that the other side began has ended.
+    Accepted { key: Key, result: Result<Connection, ConnectionError> },
+    /// The other side has confirmed the handshake: data may overtake it no longer.
+    Confirmed { key: Key },
+    /// Close everything.
+    Shutdown { reply: oneshot::Sender<()> },
+}
+
+/// What [`Endpoint::online`](crate::Endpoint::online) waits for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Online {
+    /// Registered at one server, and bound at its relay.
+    pub(crate) ready: bool,
+    /// Every server has failed; the last one's failure.
+    pub(crate) failed: Option<ServerError>,
+}
+
+pub(crate) struct Driver {
+    identity: Arc<KeyPair>,
+    quinn: quinn::Endpoint,
+    socket: Arc<PathSocket>,
+    outlets: Outlets,
+    policy: IntroductionPolicy,
+    events: mpsc::Receiver<Event>,
+    events_tx: mpsc::Sender<Event>,
+    accept: mpsc::Sender<Session>,
+    online: watch::Sender<Online>,
+    /// Tells this process from others with the same key.
+    instance: u64,
+    servers: Vec<Server>,
+    remotes: BTreeMap<Key, RemoteState>,
+    /// Which remote an agent's ufrag belongs to.
+    ufrags: BTreeMap<String, Key>,
+    /// Dials that no server has been free for yet.
+    waiting: Vec<dial::Waiting>,
+    next_remote: u64,
+    next_request: u64,
+    next_sweep: Instant,
+    shutdown: Option<Shutdown>,
+}
+
+impl Driver {
+    #[expect(clippy::too_many_arguments, reason = "one call, at the endpoint's making")]
+    pub(crate) fn new(
+        identity: Arc<KeyPair>,
+        quinn: quinn::Endpoint,
+        socket: Arc<PathSocket>,
+        outlets: Outlets,
+        policy: IntroductionPolicy,
+        addresses: Vec<RendezvousAddress>,
+        accept: mpsc::Sender<Session>,
+        online: watch::Sender<Online>,
+    ) -> Self {
+        let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
+        let mut driver = Self {
+            identity,
+            quinn,
+            socket,
+            outlets,
+            policy,
+            events,
+            events_tx,
+            accept,
+            online,
+            instance: rand::rng().random(),
+            servers: Vec::new(),
+            remotes: BTreeMap::new(),
+            ufrags: BTreeMap::new(),
+            waiting: Vec::new(),
+            next_remote: 1,
+            next_request: 1,
+            next_sweep: Instant::now() + SWEEP,
+            shutdown: None,
+        };
+        for address in addresses {
+            driver.add_server(address);
+        }
+        driver
+    }
+
+    pub(crate) fn events(&self) -> mpsc::Sender<Event> {
+        self.events_tx.clone()
+    }
+
+    /// Runs until shut down or aborted.
+    pub(crate) async fn run(mut self) {
+        let quinn = self.quinn.clone();
+        let events = self.events();
+        let accepting = tokio::spawn(async move {
+            while let Some(incoming) = quinn.accept().await {
+                if events.send(Event::Incoming(Box::new(incoming))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let _accepting = AbortOnDrop(accepting);
+        while !self.is_shut_down(Instant::now()) {
+            let wake = self.next_wake();
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.handle_event(event, Instant::now()),
+                    None => return,
+                },
+                Some(flight) = self.outlets.flights.recv() => self.flight_captured(flight, Instant::now()),
+                Some(datagram) = self.outlets.stun.recv() => self.handle_stun(&datagram, Instant::now()),
+                () = tokio::time::sleep_until(wake.into()) => self.handle_timeout(Instant::now()),
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Connect { target, reply } => self.connect(target, reply, now),
+            Event::ServerAddress { address, reply } => {
+                let _ = reply.send(self.server_synthetic(address, now));
+            }
+            Event::ServerConnected { server, reply } => {
+                let _ = reply.send(self.registration(server));
+            }
+            Event::ServerUp { server, address, registered } => {
+                self.server_up(server, address, registered, now);
+            }
+            Event::ServerDown { server, error } => self.server_down(server, error),
+            Event::Notice { server, notice } => self.handle_notice(server, notice, now),
+            Event::Incoming(incoming) => self.incoming(*incoming),
+            Event::Dialled { key, result } => self.dialled(key, result, now),
+            Event::Accepted { key, result } => self.accepted(key, result, now),
+            Event::Confirmed { key } => self.confirmed(key, now),
+            Event::Shutdown { reply } => self.begin_shutdown(reply, now),
+        }
+    }
+
+    fn handle_notice(&mut self, server: usize, notice: Notice, now: Instant) {
+        match notice {
+            // The signalling task turns these into `ServerUp`.
+            Notice::Registered(_) => {}
+            Notice::Introduction(introduction) => match introduction.request {
+                Some(request) => self.introduced_as_asked(server, request, introduction, now),
+                None => self.introduced_unasked(server, introduction, now),
+            },
+            Notice::NotIntroduced(request, reason) => self.not_introduced(request, reason, now),
+            Notice::Closed(introduction) => self.introduction_closed(server, introduction),
+        }
+    }
+
+    fn handle_stun(&mut self, datagram: &StunDatagram, now: Instant) {
+        let Ok(message) = Received::parse(&datagram.bytes) else { return };
+        let key = match message.class() {
+            Class::Request | Class::Indication => {
+                let ufrag = message.username().and_then(split_username).map(|(local, _)| local);
+                ufrag.and_then(|ufrag| self.ufrags.get(ufrag)).copied()
+            }
+            Class::Success | Class::Error => {
+                if self.reflected(datagram.source, &message, now) {
+                    return;
+                }
+                let transaction = message.transaction();
+                self.remotes.iter().find(|(_, state)| state.owns(transaction)).map(|(key, _)| *key)
+            }
+        };
+        let Some(key) = key else { return };
+        if let Some(state) = self.remotes.get_mut(&key) {
+            state.handle_stun(datagram, &message, now);
+            self.pump(key, now);
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let agents = self.remotes.values().filter_map(RemoteState::next_wake);
+        let servers = self.servers.iter().filter_map(Server::next_wake);
+        let waiting = self.waiting.iter().map(|waiting| waiting.deadline);
+        let shutdown = self.shutdown.iter().map(|_| Instant::now() + SHUTDOWN_POLL);
+        agents
+            .chain(servers)
+            .chain(waiting)
+            .chain(shutdown)
+            .min()
+            .map_or(self.next_sweep, |wake| wake.min(self.next_sweep))
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.pump_servers(now);
+        self.expire_waiting(now);
+        let due: Vec<Key> = self
+            .remotes
+            .iter()
+            .filter(|(_, state)| state.next_wake().is_some_and(|wake| wake <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            self.expire_dial(key, now);
+            if let Some(state) = self.remotes.get_mut(&key) {
+                state.handle_timeout(now);
+                self.pump(key, now);
+            }
+        }
+        if self.next_sweep <= now {
+            self.sweep(now);
+            self.next_sweep = now + SWEEP;
+        }
+    }
+
+    /// Closes all sessions. The servers stay a little: closing an introduction closes its relay channel, over which the sessions'
+    /// last words may have to go.
+    fn begin_shutdown(&mut self, reply: oneshot::Sender<()>, now: Instant) {
+        for state in self.remotes.values_mut() {
+            state.close_sessions();
+        }
+        self.shutdown
+            .get_or_insert(Shutdown { replies: Vec::new(), deadline: now + SHUTDOWN_TIMEOUT })
+            .replies
+            .push(reply);
+    }
+
+    /// Whether all that was to be closed is closed; then says so to whoever waits for it.
+    fn is_shut_down(&mut self, now: Instant) -> bool {
+        let Some(shutdown) = &mut self.shutdown else { return false };
+        if now < shutdown.deadline && self.remotes.values().any(RemoteState::has_connections) {
+            return false;
+        }
+        let replies = std::mem::take(&mut shutdown.replies);
+        for state in self.remotes.values() {
+            if let Some(introduction) = state.introduction_id() {
+                self.request_close(introduction);
+            }
+        }
+        // Without their request queues the signalling tasks say goodbye.
+        self.servers.clear();
+        for reply in replies {
+            let _ = reply.send(());
+        }
+        true
+    }
+}
+
+/// The endpoint is being closed.
+struct Shutdown {
+    replies: Vec<oneshot::Sender<()>>,
+    deadline: Instant,
+}
+
+/// Ends a helper task with the driver.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

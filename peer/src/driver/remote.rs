@@ -1,0 +1,341 @@
+//! One remote endpoint: the agent that finds paths to it, the route in use, its sessions, its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peer_agent::{Agent, SocketId};
+use rand::Rng as _;
+use rendezvous_wire::PeerId;
+use rendezvous_wire::message::{Introduction, IntroductionId, RegistrationId};
+use rendezvous_wire::relay::Channel;
+use rendezvous_wire::stun::{Received, TransactionId};
+
+use crate::config;
+use crate::session::{Path, PathNews, WeakSession};
+use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
+
+use super::dial::Dial;
+use super::{Driver, Key};
+
+/// How long an introduction may stay without a session.
+const UNUSED: Duration = Duration::from_secs(30);
+
+/// Everything about one remote endpoint.
+pub(super) struct RemoteState {
+    pub(super) remote: Arc<Remote>,
+    pub(super) peer: PeerId,
+    /// Which of the processes that hold the peer's key; known from the introduction on.
+    pub(super) instance: Option<u64>,
+    pub(super) news: PathNews,
+    pub(super) introduced_at: Option<Instant>,
+    introduction: Option<Introduced>,
+    pub(super) dials: Vec<Dial>,
+    pub(super) sessions: Vec<WeakSession>,
+    confirmed: bool,
+    selected: Option<peer_agent::Selected>,
+    /// Grown by one with every kick.
+    kicks: u32,
+    /// Until then it may be without a session.
+    keep_until: Instant,
+}
+
+/// An introduction in force.
+struct Introduced {
+    id: IntroductionId,
+    server: usize,
+    registration: RegistrationId,
+    relay: SocketAddr,
+    relay_socket: SocketIndex,
+    channel: Channel,
+    agent: Agent,
+    ufrag: String,
+}
+
+impl RemoteState {
+    pub(super) fn introduction_id(&self) -> Option<(usize, IntroductionId)> {
+        self.introduction.as_ref().map(|introduced| (introduced.server, introduced.id))
+    }
+
+    /// The registration at `server` that this remote's relay channel hangs on.
+    pub(super) fn registration(&self, server: usize) -> Option<RegistrationId> {
+        let introduced = self.introduction.as_ref()?;
+        (introduced.server == server).then_some(introduced.registration)
+    }
+
+    /// Whether there is a session on it and so a path to it.
+    pub(super) fn is_live(&self) -> bool {
+        self.has_connections()
+            && self.sessions.iter().any(|session| {
+                session.connection().is_some_and(|connection| connection.close_reason().is_none())
+            })
+    }
+
+    /// Every connection's congestion controller holds the epoch: with no other holder left there is no connection.
+    pub(super) fn has_connections(&self) -> bool {
+        Arc::strong_count(&self.remote.epoch) > 1
+    }
+
+    pub(super) fn owns(&self, transaction: TransactionId) -> bool {
+        self.introduction.as_ref().is_some_and(|introduced| introduced.agent.owns_transaction(transaction))
+    }
+
+    pub(super) fn handle_stun(&mut self, datagram: &StunDatagram, message: &Received<'_>, now: Instant) {
+        if let Some(introduced) = &mut self.introduction {
+            introduced.agent.handle_message(SocketId(datagram.socket as u32), datagram.source, message, now);
+        }
+    }
+
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        let agent = self.introduction.as_ref().and_then(|introduced| introduced.agent.poll_timeout());
+        let dials = self.dials.iter().map(|dial| dial.deadline);
+        agent.map(|(wake, _)| wake).into_iter().chain(dials).min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if let Some(introduced) = &mut self.introduction {
+            introduced.agent.handle_timeout(now);
+        }
+    }
+
+    pub(super) fn close_sessions(&self) {
+        for connection in self.sessions.iter().filter_map(WeakSession::connection) {
+            connection.close(config::close::DONE.into(), b"");
+        }
+    }
+
+    /// Has every connection send something that wants an acknowledgement, which clears what a dead path has left in the
+    /// loss detection. A window that grows by one byte is such a thing, and the application does not see it.
+    fn kick(&mut self) {
+        self.kicks += 1;
+        let window = config::RECEIVE_WINDOW.saturating_add(self.kicks);
+        for connection in self.sessions.iter().filter_map(WeakSession::connection) {
+            connection.set_receive_window(window.into());
+        }
+    }
+}
+
+impl Driver {
+    /// A remote endpoint with a synthetic address of its own.
+    pub(super) fn add_remote(&mut self, peer: PeerId, route: Route, now: Instant) -> Key {
+        let remote = Arc::new(Remote::new(self.next_remote, route, now));
+        self.next_remote += 1;
+        let key = remote.synthetic;
+        self.socket.update(|table| {
+            table.remotes.insert(key, remote.clone());
+        });
+        self.remotes.insert(
+            key,
+            RemoteState {
+                remote,
+                peer,
+                instance: None,
+                news: PathNews::new(),
+                introduced_at: None,
+                introduction: None,
+                dials: Vec::new(),
+                sessions: Vec::new(),
+                confirmed: false,
+                selected: None,
+                kicks: 0,
+                keep_until: now + UNUSED,
+            },
+        );
+        key
+    }
+
+    /// Puts an introduction in force: the relay carries from now on, and checks begin.
+    pub(super) fn introduce(&mut self, key: Key, server: usize, introduction: Introduction, now: Instant) {
+        let Some(up) = self.servers.get(server).and_then(super::Server::up) else { return };
+        let seed = rand::rng().random();
+        let config = peer_agent::Config::new(
+            introduction.role,
+            introduction.local.clone(),
+            introduction.remote.clone(),
+            seed,
+        );
+        let Ok(mut agent) = Agent::new(config, now) else {
+            tracing::warn!("the rendezvous server gave credentials that cannot be used");
+            return;
+        };
+        let candidates = self.local_candidates();
+        for (index, local) in self.socket.local_addresses().into_iter().enumerate() {
+            agent.add_socket(SocketId(index as u32), local.into(), &candidates, now);
+        }
+        for candidate in &introduction.candidates {
+            agent.add_remote_candidate(*candidate, now);
+        }
+        // All candidates are known: the likeliest go first.
+        agent.handle_timeout(now);
+        self.end_introduction(key);
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let ufrag = introduction.local.ufrag;
+        self.ufrags.insert(ufrag.clone(), key);
+        state.instance = Some(introduction.instance);
+        state.introduced_at = Some(now);
+        state.keep_until = now + UNUSED;
+        state.news.note(|milestones| {
+            milestones.introduced.get_or_insert(now);
+        });
+        state.introduction = Some(Introduced {
+            id: introduction.introduction,
+            server,
+            registration: up.registration,
+            relay: up.relay,
+            relay_socket: up.socket,
+            channel: introduction.channel,
+            agent,
+            ufrag,
+        });
+        self.socket.update(|table| {
+            table.channels.insert((up.relay, introduction.channel), key);
+        });
+        tracing::debug!(peer = %state.peer.short(), mapping = %introduction.mapping, candidates = introduction.candidates.len(), "introduced");
+        self.route_over_relay(key, now);
+        if let Some(state) = self.remotes.get(&key) {
+            self.socket.flush(&state.remote);
+        }
+        self.pump(key, now);
+    }
+
+    /// Takes a remote's introduction out of force, if there is one.
+    fn end_introduction(&mut self, key: Key) {
+        let Some(introduced) = self.remotes.get_mut(&key).and_then(|state| state.introduction.take()) else {
+            return;
+        };
+        self.ufrags.remove(&introduced.ufrag);
+        self.socket.update(|table| {
+            table.channels.remove(&(introduced.relay, introduced.channel));
+        });
+    }
+
+    fn route_over_relay(&mut self, key: Key, now: Instant) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let Some(introduced) = &state.introduction else { return };
+        let route = Route::Relay {
+            socket: introduced.relay_socket,
+            address: introduced.relay,
+            channel: introduced.channel,
+        };
+        state.news.announce(Self::relayed(introduced.relay));
+        if state.remote.switch(route, now) {
+            state.kick();
+        }
+    }
+
+    /// The handshake is confirmed: a direct path may carry data.
+    pub(super) fn confirmed(&mut self, key: Key, now: Instant) {
+        if let Some(state) = self.remotes.get_mut(&key) {
+            state.confirmed = true;
+            self.route_directly(key, now);
+        }
+    }
+
+    /// Moves to the selected path, unless the handshake is still on its way: data that overtakes it is thrown away.
+    fn route_directly(&mut self, key: Key, now: Instant) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let Some(selected) = state.selected.filter(|_| state.confirmed) else { return };
+        let socket = selected.path.socket.0 as SocketIndex;
+        let remote = selected.path.remote;
+        let path = Path::Direct {
+            local: local_address(self.socket.local_addresses().get(socket).copied(), remote),
+            remote,
+            kind: selected.remote_kind,
+            rtt: selected.rtt,
+        };
+        if state.remote.switch(Route::Direct { socket, address: remote }, now) {
+            state.news.note(|milestones| {
+                milestones.direct.get_or_insert(now);
+            });
+            tracing::debug!(peer = %state.peer.short(), %path, "switched");
+            state.news.announce(path);
+            state.kick();
+        }
+    }
+
+    /// Carries out what a remote's agent wants.
+    pub(super) fn pump(&mut self, key: Key, now: Instant) {
+        loop {
+            let Some(state) = self.remotes.get_mut(&key) else { return };
+            let Some(introduced) = &mut state.introduction else { return };
+            while let Some(transmit) = introduced.agent.poll_transmit() {
+                let socket = transmit.path.socket.0 as SocketIndex;
+                self.socket.send_stun(socket, transmit.path.remote, &transmit.datagram);
+            }
+            let Some(event) = introduced.agent.poll_event() else { return };
+            match event {
+                peer_agent::Event::SourceKnown(path) => self.add_source(path.remote, key),
+                peer_agent::Event::Proven { path, rtt, remote_kind } => {
+                    tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?rtt, %remote_kind, "proven");
+                    state.news.note(|milestones| {
+                        milestones.proven.get_or_insert(now);
+                    });
+                    self.add_source(path.remote, key);
+                }
+                peer_agent::Event::Selected(selected) => {
+                    state.selected = Some(selected);
+                    self.route_directly(key, now);
+                }
+                peer_agent::Event::Deselected { path, reason } => {
+                    tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?reason, "direct path lost");
+                    state.selected = None;
+                    self.route_over_relay(key, now);
+                }
+                peer_agent::Event::Exhausted => {
+                    tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn add_source(&mut self, source: SocketAddr, key: Key) {
+        self.socket.update(|table| {
+            // A rendezvous server's address belongs to the server whatever a peer says.
+            let owner = table.sources.entry(source).or_insert(key);
+            if self.remotes.contains_key(owner) {
+                *owner = key;
+            }
+        });
+    }
+
+    /// Removes remotes that nobody needs any more.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        for key in self.remotes.keys().copied().collect::<Vec<_>>() {
+            self.remove_if_over(key, now);
+        }
+    }
+
+    /// Removes a remote without connections or dials, once it has had its time.
+    pub(super) fn remove_if_over(&mut self, key: Key, now: Instant) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        state.sessions.retain(|session| session.connection().is_some());
+        // Introduced, but the handshake has not come yet.
+        let expected = state.introduction.is_some() && !state.confirmed && now < state.keep_until;
+        if state.has_connections() || !state.dials.is_empty() || expected {
+            return;
+        }
+        tracing::debug!(peer = %state.peer.short(), "no session left");
+        if let Some(introduction) = state.introduction_id() {
+            self.request_close(introduction);
+        }
+        self.end_introduction(key);
+        self.remotes.remove(&key);
+        self.socket.update(|table| {
+            table.remotes.remove(&key);
+            table.sources.retain(|_, owner| *owner != key);
+        });
+    }
+}
+
+/// The address that the system sends from on the way to `remote`; what the socket is bound to when it does not say.
+fn local_address(bound: Option<SocketAddr>, remote: SocketAddr) -> SocketAddr {
+    let bound = bound.unwrap_or_else(|| SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0));
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    // Connecting a UDP socket sends nothing; it asks the routing table.
+    let routed = std::net::UdpSocket::bind(SocketAddr::new(bound.ip(), 0))
+        .and_then(|socket| socket.connect(remote).and_then(|()| socket.local_addr()));
+    routed.map_or(bound, |routed| SocketAddr::new(routed.ip(), bound.port()))
+}

@@ -1,0 +1,239 @@
+//! Rendezvous servers as the driver knows them: registration, reflection, and the candidates that come of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::Rng as _;
+use rendezvous_wire::RendezvousAddress;
+use rendezvous_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
+use rendezvous_wire::message::{IntroductionId, Register, Registered, RegistrationId, Request};
+use rendezvous_wire::stun::Received;
+use tokio::sync::mpsc;
+
+use crate::gather::host_candidates;
+use crate::reflection::Reflection;
+use crate::session::Path;
+use crate::signalling::{ServerError, Signalling};
+use crate::socket::{Remote, Route, SocketIndex};
+
+use super::{Driver, Online};
+
+/// Requests that may wait for a signalling connection.
+const REQUEST_QUEUE: usize = 256;
+
+/// A rendezvous server.
+pub(super) struct Server {
+    requests: mpsc::Sender<Request>,
+    pub(super) state: State,
+    /// Reflection clients: the present registration's last, before it those of earlier ones whose introductions still live, since
+    /// their relay bindings must not lapse.
+    reflections: Vec<(RegistrationId, Reflection)>,
+    /// What was uploaded last.
+    uploaded: Option<Register>,
+}
+
+/// Whether a server can be used.
+pub(super) enum State {
+    /// Not yet known.
+    Connecting,
+    /// Registered.
+    Up(Up),
+    /// Not at present.
+    Down(ServerError),
+}
+
+/// A registration in force.
+#[derive(Clone, Copy)]
+pub(super) struct Up {
+    pub(super) registration: RegistrationId,
+    /// Where relay frames go.
+    pub(super) relay: SocketAddr,
+    /// The socket that is bound there.
+    pub(super) socket: SocketIndex,
+}
+
+impl Server {
+    pub(super) fn up(&self) -> Option<Up> {
+        match self.state {
+            State::Up(up) => Some(up),
+            State::Connecting | State::Down(_) => None,
+        }
+    }
+
+    pub(super) fn request(&self, request: Request) -> bool {
+        self.requests.try_send(request).is_ok()
+    }
+
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout()).min()
+    }
+
+    fn current(&self) -> Option<&Reflection> {
+        let up = self.up()?;
+        self.reflections.iter().find(|(id, _)| *id == up.registration).map(|(_, reflection)| reflection)
+    }
+}
+
+impl Driver {
+    pub(super) fn add_server(&mut self, address: RendezvousAddress) {
+        let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
+        let signalling = Signalling {
+            index: self.servers.len(),
+            address,
+            identity: self.identity.clone(),
+            quinn: self.quinn.clone(),
+            events: self.events_tx.clone(),
+            requests: requests_rx,
+        };
+        tokio::spawn(signalling.run());
+        self.servers.push(Server {
+            requests,
+            state: State::Connecting,
+            reflections: Vec::new(),
+            uploaded: None,
+        });
+    }
+
+    /// A synthetic address for a server's own, the same whenever it is asked for.
+    pub(super) fn server_synthetic(&mut self, address: SocketAddr, now: Instant) -> Option<SocketAddr> {
+        let socket = self.socket.socket_for(address)?;
+        let remote = Arc::new(Remote::new(self.next_remote, Route::Direct { socket, address }, now));
+        let mut synthetic = remote.synthetic;
+        self.next_remote += 1;
+        self.socket.update(|table| {
+            synthetic = *table.sources.entry(address).or_insert(synthetic);
+            table.remotes.entry(synthetic).or_insert(remote);
+        });
+        Some(synthetic)
+    }
+
+    /// What to register at a server.
+    pub(super) fn registration(&mut self, server: usize) -> Register {
+        let register = self.register();
+        if let Some(server) = self.servers.get_mut(server) {
+            server.uploaded = Some(register.clone());
+        }
+        register
+    }
+
+    fn register(&self) -> Register {
+        let mut candidates = self.local_candidates();
+        candidates.truncate(MAX_CANDIDATES);
+        Register { instance: self.instance, candidates, mapping: self.mapping(), policy: self.policy.clone() }
+    }
+
+    fn mapping(&self) -> Mapping {
+        let mut seen = self.servers.iter().filter_map(Server::current).map(Reflection::mapping);
+        seen.find(|mapping| *mapping != Mapping::Unknown).unwrap_or_default()
+    }
+
+    /// Host candidates, then server-reflexive ones.
+    pub(super) fn local_candidates(&self) -> Vec<Candidate> {
+        let mut candidates = host_candidates(&self.socket.local_addresses());
+        let mapped = self.servers.iter().filter_map(Server::current).flat_map(Reflection::mapped);
+        for (rank, (_, address)) in mapped.enumerate() {
+            if !candidates.iter().any(|candidate| candidate.address == address) {
+                let preference = u16::MAX - rank as u16;
+                candidates.push(Candidate::new(CandidateKind::ServerReflexive, address, preference));
+            }
+        }
+        candidates
+    }
+
+    pub(super) fn server_up(
+        &mut self,
+        index: usize,
+        address: SocketAddr,
+        registered: Registered,
+        now: Instant,
+    ) {
+        let relay = SocketAddr::new(address.ip(), registered.reflection_ports[0]);
+        let Some(socket) = self.socket.socket_for(relay) else { return };
+        let destinations: Vec<_> = registered
+            .reflection_ports
+            .iter()
+            .map(|port| (socket, SocketAddr::new(address.ip(), *port)))
+            .collect();
+        let id = registered.registration;
+        let reflection = Reflection::new(
+            id,
+            &registered.key,
+            registered.observed,
+            &destinations,
+            rand::rng().random(),
+            now,
+        );
+        let Ok(reflection) = reflection else {
+            tracing::warn!("the rendezvous server gave a key that cannot be used");
+            return;
+        };
+        let in_use: Vec<RegistrationId> =
+            self.remotes.values().filter_map(|state| state.registration(index)).collect();
+        let Some(server) = self.servers.get_mut(index) else { return };
+        server.reflections.retain(|(id, _)| in_use.contains(id));
+        server.reflections.push((id, reflection));
+        server.state = State::Up(Up { registration: id, relay, socket });
+        self.socket.update(|table| {
+            table.relays.insert(relay);
+        });
+        tracing::debug!(server = index, %relay, observed = %registered.observed, "registered");
+        self.pump_servers(now);
+        self.start_waiting(now);
+    }
+
+    pub(super) fn server_down(&mut self, index: usize, error: ServerError) {
+        let Some(server) = self.servers.get_mut(index) else { return };
+        server.state = State::Down(error.clone());
+        server.uploaded = None;
+        let usable = self.servers.iter().any(|server| !matches!(server.state, State::Down(_)));
+        if !usable {
+            self.fail_waiting(&error);
+        }
+        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_bound));
+        self.online.send_replace(Online { ready, failed: (!usable).then_some(error) });
+    }
+
+    /// Sends what reflection has due.
+    pub(super) fn pump_servers(&mut self, now: Instant) {
+        for server in &mut self.servers {
+            for (_, reflection) in &mut server.reflections {
+                while let Some(transmit) = reflection.poll_transmit(now) {
+                    self.socket.send_stun(transmit.socket, transmit.destination, &transmit.datagram);
+                }
+            }
+        }
+    }
+
+    /// Takes a STUN response from a server. False: not one of ours.
+    pub(super) fn reflected(&mut self, source: SocketAddr, message: &Received<'_>, now: Instant) -> bool {
+        let mut reflections = self.servers.iter_mut().flat_map(|server| server.reflections.iter_mut());
+        if !reflections.any(|(_, reflection)| reflection.handle_response(source, message, now)) {
+            return false;
+        }
+        let register = self.register();
+        for server in &mut self.servers {
+            if server.up().is_some() && server.uploaded.as_ref() != Some(&register) {
+                server.uploaded = Some(register.clone());
+                server.request(Request::Update(register.clone()));
+            }
+        }
+        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_bound));
+        if ready && !self.online.borrow().ready {
+            self.online.send_replace(Online { ready, failed: None });
+        }
+        true
+    }
+
+    /// Tells the server that an introduction is over.
+    pub(super) fn request_close(&self, (server, introduction): (usize, IntroductionId)) {
+        if let Some(server) = self.servers.get(server) {
+            server.request(Request::Close(introduction));
+        }
+    }
+
+    /// How a relayed path through this server is shown.
+    pub(super) fn relayed(relay: SocketAddr) -> Path {
+        Path::Relayed { relay }
+    }
+}

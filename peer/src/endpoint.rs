@@ -1,0 +1,300 @@
+//! The endpoint: where sessions come from.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::ConnectionError;
+use rendezvous_wire::message::IntroductionPolicy;
+use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use crate::config;
+use crate::driver::{Driver, Event, Online};
+use crate::session::Session;
+use crate::signalling::ServerError;
+use crate::socket::PathSocket;
+
+/// Incoming sessions that may wait for [`Endpoint::accept`]; more are closed as busy.
+const ACCEPT_QUEUE: usize = 64;
+
+/// How long closing waits for the last words to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Collects the settings of an [`Endpoint`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    identity: Option<KeyPair>,
+    servers: Vec<RendezvousAddress>,
+    policy: IntroductionPolicy,
+    addresses: Vec<SocketAddr>,
+}
+
+/// Why an endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// No rendezvous server was named.
+    #[error("no rendezvous server is named: nobody could be found without one")]
+    NoServer,
+    /// A key could not be made or used.
+    #[error("the identity cannot be used: {0}")]
+    Identity(String),
+    /// No UDP socket could be opened.
+    #[error("no UDP socket could be opened: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Why [`Endpoint::connect`] gave no session.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No rendezvous server can be used.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The other side is not registered at any of our servers, or it does not admit us.
+    #[error(
+        "{0} is not online at this rendezvous server, or does not accept you. Is `peer listen` running there, with this same server?"
+    )]
+    Unavailable(PeerId),
+    /// The server made no introduction for another reason.
+    #[error("the rendezvous server made no introduction: {0}")]
+    Refused(rendezvous_wire::message::NotIntroduced),
+    /// Nothing came back in time.
+    #[error("{peer} was not reached within {} s: {stage}", limit.as_secs())]
+    TimedOut {
+        /// The other side.
+        peer: PeerId,
+        /// What did not happen.
+        stage: &'static str,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The QUIC handshake failed.
+    #[error("the handshake with {peer} failed: {source}")]
+    Handshake {
+        /// The other side.
+        peer: PeerId,
+        /// What QUIC said.
+        source: ConnectionError,
+    },
+    /// Whoever answered does not hold the key that was dialled.
+    #[error(
+        "whoever answered for {0} does not hold that key; nothing was sent. The rendezvous server may be lying"
+    )]
+    WrongKey(PeerId),
+    /// The endpoint was closed.
+    #[error("the endpoint is closed")]
+    Closed,
+}
+
+/// Why [`Endpoint::online`] gave up.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum OnlineError {
+    /// Every server failed; this is the last one's failure.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The endpoint was closed.
+    #[error("the endpoint is closed")]
+    Closed,
+}
+
+impl Builder {
+    /// The key that this endpoint is known by. Without one, a new one is made that lasts as long as the endpoint.
+    pub fn identity(mut self, key: KeyPair) -> Self {
+        self.identity = Some(key);
+        self
+    }
+
+    /// Adds a rendezvous server to register with. At least one is needed.
+    pub fn server(mut self, address: RendezvousAddress) -> Self {
+        self.servers.push(address);
+        self
+    }
+
+    /// Who may be introduced to this endpoint; anyone by default.
+    pub fn policy(mut self, policy: IntroductionPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Binds to this address rather than to any free port of every address. At most one of each family.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.addresses.push(address);
+        self
+    }
+
+    /// Opens the sockets and begins to register. Must be called inside a tokio runtime. See [`Endpoint::online`].
+    pub async fn bind(self) -> Result<Endpoint, BindError> {
+        if self.servers.is_empty() {
+            return Err(BindError::NoServer);
+        }
+        let identity = match self.identity {
+            Some(key) => key,
+            None => KeyPair::generate().map_err(|error| BindError::Identity(error.to_string()))?,
+        };
+        let identity = Arc::new(identity);
+        let (socket, outlets) = PathSocket::new(open_sockets(&self.addresses)?)?;
+        let server =
+            config::server(&identity, None).map_err(|error| BindError::Identity(error.to_string()))?;
+        let quinn = quinn::Endpoint::new_with_abstract_socket(
+            config::endpoint(),
+            Some(server),
+            socket.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let (accept, incoming) = mpsc::channel(ACCEPT_QUEUE);
+        let (online_tx, online) = watch::channel(Online::default());
+        let id = identity.id();
+        let driver = Driver::new(
+            identity,
+            quinn.clone(),
+            socket.clone(),
+            outlets,
+            self.policy,
+            self.servers,
+            accept,
+            online_tx,
+        );
+        let events = driver.events();
+        let task = tokio::spawn(driver.run());
+        Ok(Endpoint {
+            inner: Arc::new(Inner {
+                id,
+                quinn,
+                socket,
+                events,
+                incoming: Mutex::new(incoming),
+                online,
+                task,
+            }),
+        })
+    }
+}
+
+/// One UDP socket per family: the given ones, or any port of every address.
+fn open_sockets(addresses: &[SocketAddr]) -> std::io::Result<Vec<UdpSocket>> {
+    if !addresses.is_empty() {
+        return addresses.iter().map(|address| open(*address)).collect();
+    }
+    let v4 = open((Ipv4Addr::UNSPECIFIED, 0).into());
+    let v6 = open((Ipv6Addr::UNSPECIFIED, 0).into());
+    match (v4, v6) {
+        // A machine may have either family switched off.
+        (Ok(v4), Ok(v6)) => Ok(vec![v4, v6]),
+        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(vec![one]),
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+fn open(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// A registered peer: dials others and is dialled.
+///
+/// A cheap handle; all clones are the same endpoint. [`close`](Self::close) ends it in good order.
+#[derive(Clone)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: PeerId,
+    quinn: quinn::Endpoint,
+    socket: Arc<PathSocket>,
+    events: mpsc::Sender<Event>,
+    incoming: Mutex<mpsc::Receiver<Session>>,
+    online: watch::Receiver<Online>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+impl Endpoint {
+    /// Begins with no server, a key of its own for this run, and anyone admitted.
+    pub fn builder() -> Builder {
+        Builder {
+            identity: None,
+            servers: Vec::new(),
+            policy: IntroductionPolicy::default(),
+            addresses: Vec::new(),
+        }
+    }
+
+    /// The key that this endpoint is known by.
+    pub fn id(&self) -> PeerId {
+        self.inner.id
+    }
+
+    /// The addresses of its UDP sockets.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.inner.socket.local_addresses()
+    }
+
+    /// Waits until it is registered with one server and can be reached over that server's relay, or until every server has failed once.
+    /// It goes on trying in any case.
+    pub async fn online(&self) -> Result<(), OnlineError> {
+        let mut online = self.inner.online.clone();
+        let state = online.wait_for(|online| online.ready || online.failed.is_some()).await;
+        match state {
+            Ok(state) if state.ready => Ok(()),
+            Ok(state) => match &state.failed {
+                Some(error) => Err(error.clone().into()),
+                None => Ok(()),
+            },
+            Err(_) => Err(OnlineError::Closed),
+        }
+    }
+
+    /// Opens a session with the peer that holds the key `target`.
+    ///
+    /// Returns as soon as data can be sent, over the relay in most cases; the direct path follows by itself. Data written at once may
+    /// be refused by the other side until its first answer has come.
+    pub async fn connect(&self, target: PeerId) -> Result<Session, ConnectError> {
+        let (reply, session) = oneshot::channel();
+        let event = Event::Connect { target, reply };
+        self.inner.events.send(event).await.map_err(|_| ConnectError::Closed)?;
+        session.await.map_err(|_| ConnectError::Closed)?
+    }
+
+    /// The next session that a peer has opened with us; `None` when the endpoint is closed.
+    pub async fn accept(&self) -> Option<Session> {
+        self.inner.incoming.lock().await.recv().await
+    }
+
+    /// Closes all sessions, leaves the servers and waits, for a moment, until the last words have left.
+    pub async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.inner.events.send(Event::Shutdown { reply }).await.is_ok() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, done).await;
+        }
+        let idle = async {
+            // The driver has closed everything; connections drain on their own clock.
+            let start = Instant::now();
+            self.inner.quinn.wait_idle().await;
+            tracing::trace!(after = ?start.elapsed(), "all connections have drained");
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, idle).await;
+        self.inner.task.abort();
+    }
+}

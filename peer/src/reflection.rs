@@ -1,0 +1,266 @@
+//! What a rendezvous server's reflection tells a peer: the addresses its sockets are mapped to, how its NAT maps, and that
+//! the relay knows where to find it. Pure: time, randomness and packets come from outside.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use rendezvous_wire::candidate::Mapping;
+use rendezvous_wire::message::RegistrationId;
+use rendezvous_wire::stun::{self, BindRequest, Class, Key, Received, StunError, TransactionId};
+
+use crate::socket::SocketIndex;
+
+/// Between two requests to the same destination while all is well: RFC 8445, section 11, has 15 s as the least
+/// keep-alive, and 30 s is the shortest binding lifetime seen in common home routers.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// First retransmission timeout. RFC 8489 6.2.1 suggests 500 ms for a path of unknown RTT; there are at most a handful of these
+/// requests in 15 s and the relay waits for one, so we ask again sooner.
+const RTO: Duration = Duration::from_millis(250);
+
+/// Requests of one transaction round (RFC 8489 6.2.1, Rc).
+const MAX_REQUESTS: u32 = 7;
+
+/// Where a request goes and what it is for.
+#[derive(Debug)]
+struct Probe {
+    socket: SocketIndex,
+    destination: SocketAddr,
+    /// Binds the registration's address at the relay, besides.
+    bind: bool,
+    /// Outstanding transactions of this round: an answer to an earlier copy counts.
+    outstanding: Vec<TransactionId>,
+    next: Instant,
+    mapped: Option<SocketAddr>,
+    unanswered_rounds: u32,
+}
+
+/// A datagram to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ProbeTransmit {
+    pub(crate) socket: SocketIndex,
+    pub(crate) destination: SocketAddr,
+    pub(crate) datagram: Vec<u8>,
+}
+
+/// The reflection client of one registration.
+#[derive(Debug)]
+pub(crate) struct Reflection {
+    registration: RegistrationId,
+    key: Key,
+    sequence: u64,
+    probes: Vec<Probe>,
+    random: StdRng,
+    /// What the signalling connection's source looked like to the server.
+    observed: SocketAddr,
+}
+
+impl Reflection {
+    /// Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
+    /// family; asks the others only to learn mappings.
+    pub(crate) fn new(
+        registration: RegistrationId,
+        key: &str,
+        observed: SocketAddr,
+        destinations: &[(SocketIndex, SocketAddr)],
+        seed: u64,
+        now: Instant,
+    ) -> Result<Self, StunError> {
+        let probes = destinations.iter().enumerate().map(|(index, (socket, destination))| Probe {
+            socket: *socket,
+            destination: *destination,
+            bind: index == 0,
+            outstanding: Vec::new(),
+            next: now,
+            mapped: None,
+            unanswered_rounds: 0,
+        });
+        Ok(Self {
+            registration,
+            key: Key::new(key)?,
+            sequence: 0,
+            probes: probes.collect(),
+            random: StdRng::seed_from_u64(seed),
+            observed,
+        })
+    }
+
+    /// When [`poll_transmit`](Self::poll_transmit) has something to send next.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.probes.iter().map(|probe| probe.next).min()
+    }
+
+    /// The next datagram that is due.
+    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
+        let probe = self.probes.iter_mut().find(|probe| probe.next <= now)?;
+        if probe.outstanding.len() as u32 >= MAX_REQUESTS {
+            probe.outstanding.clear();
+            probe.unanswered_rounds += 1;
+            probe.mapped = None;
+        }
+        let transaction = TransactionId(self.random.random());
+        let datagram = if probe.bind {
+            self.sequence += 1;
+            let request = BindRequest { registration: self.registration, sequence: self.sequence };
+            request.encode(transaction, &self.key)
+        } else {
+            stun::binding_request(transaction)
+        };
+        probe.outstanding.push(transaction);
+        // 0.25, 0.5, 1, 2, then every 4 s until the round is over.
+        let doubled = RTO * (1 << (probe.outstanding.len() - 1).min(4));
+        probe.next = now + doubled.min(Duration::from_secs(4));
+        let (socket, destination) = (probe.socket, probe.destination);
+        Some(ProbeTransmit { socket, destination, datagram: datagram.ok()? })
+    }
+
+    /// Takes a STUN message. True when it answered one of ours.
+    pub(crate) fn handle_response(
+        &mut self,
+        source: SocketAddr,
+        message: &Received<'_>,
+        now: Instant,
+    ) -> bool {
+        let transaction = message.transaction();
+        let Some(probe) = self
+            .probes
+            .iter_mut()
+            .find(|probe| probe.destination == source && probe.outstanding.contains(&transaction))
+        else {
+            return false;
+        };
+        // Only the relay's answer can be authenticated, so it must be.
+        if message.class() != Class::Success || (probe.bind && !message.verify(&self.key)) {
+            return false;
+        }
+        let Some(mapped) = message.mapped_address() else { return false };
+        probe.mapped = Some(mapped);
+        probe.unanswered_rounds = 0;
+        probe.outstanding.clear();
+        probe.next = now + KEEP_ALIVE.mul_f64(self.random.random_range(0.9..1.0));
+        true
+    }
+
+    /// Whether the relay has answered a bind request: datagrams for us will come through.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.probes.iter().any(|probe| probe.bind && probe.mapped.is_some())
+    }
+
+    /// The sockets' mapped addresses, each once.
+    pub(crate) fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
+        let mut all: Vec<_> =
+            self.probes.iter().filter_map(|probe| Some((probe.socket, probe.mapped?))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The NAT's mapping behaviour, from at least two destinations seen by one socket. IPv4 speaks for the whole when it is
+    /// there: IPv6 is hardly ever translated.
+    pub(crate) fn mapping(&self) -> Mapping {
+        let mut seen: BTreeMap<(bool, SocketIndex), Vec<SocketAddr>> = BTreeMap::new();
+        for (index, probe) in self.probes.iter().enumerate() {
+            if let Some(mapped) = probe.mapped {
+                let views = seen.entry((mapped.is_ipv6(), probe.socket)).or_default();
+                views.push(mapped);
+                // Signalling came from the same socket to a third port of the same host.
+                if index == 0 && self.observed.is_ipv4() == mapped.is_ipv4() {
+                    views.push(self.observed);
+                }
+            }
+        }
+        match seen.into_values().find(|views| views.len() > 1) {
+            None => Mapping::Unknown,
+            Some(views) if views.iter().all(|view| *view == views[0]) => Mapping::EndpointIndependent,
+            Some(_) => Mapping::AddressAndPortDependent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "0123456789abcdefghijkl";
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn reflection(now: Instant) -> Reflection {
+        let destinations = [(0, address("198.51.100.1:3478")), (0, address("198.51.100.1:3479"))];
+        let observed = address("203.0.113.5:1000");
+        Reflection::new(RegistrationId(7), KEY, observed, &destinations, 1, now).unwrap()
+    }
+
+    /// Answers what is due, each destination with its own mapped port.
+    fn answer(reflection: &mut Reflection, ports: [u16; 2], now: Instant) {
+        while let Some(transmit) = reflection.poll_transmit(now) {
+            let request = Received::parse(&transmit.datagram).unwrap();
+            let bind = request.username().is_some();
+            let port = ports[usize::from(transmit.destination.port() == 3479)];
+            let key = Key::new(KEY).unwrap();
+            let mapped = SocketAddr::new(address("203.0.113.5:1").ip(), port);
+            let response =
+                stun::binding_success(request.transaction(), mapped, bind.then_some(&key)).unwrap();
+            let response = Received::parse(&response).unwrap();
+            assert!(reflection.handle_response(transmit.destination, &response, now));
+        }
+    }
+
+    #[test]
+    fn equal_mappings_are_endpoint_independent_and_others_are_not() {
+        let now = Instant::now();
+        let mut same = reflection(now);
+        assert_eq!(same.mapping(), Mapping::Unknown);
+        answer(&mut same, [1000, 1000], now);
+        assert_eq!(same.mapping(), Mapping::EndpointIndependent);
+        assert!(same.is_bound());
+        assert_eq!(same.mapped(), [(0, address("203.0.113.5:1000"))]);
+        let mut other = reflection(now);
+        answer(&mut other, [1001, 1002], now);
+        assert_eq!(other.mapping(), Mapping::AddressAndPortDependent);
+    }
+
+    #[test]
+    fn bind_sequences_grow_and_requests_are_repeated_until_answered() {
+        let mut now = Instant::now();
+        let mut reflection = reflection(now);
+        let mut last = 0;
+        for _ in 0..20 {
+            while let Some(transmit) = reflection.poll_transmit(now) {
+                let request = Received::parse(&transmit.datagram).unwrap();
+                if let Some(bind) = request.username().and_then(BindRequest::from_username) {
+                    assert!(bind.sequence > last);
+                    last = bind.sequence;
+                }
+            }
+            let next = reflection.poll_timeout().unwrap();
+            assert!(next > now && next - now <= Duration::from_secs(4));
+            now = next;
+        }
+        answer(&mut reflection, [9, 9], now);
+        assert!(reflection.poll_timeout().unwrap() - now > Duration::from_secs(13));
+    }
+
+    #[test]
+    fn a_forged_answer_binds_nothing() {
+        let now = Instant::now();
+        let mut reflection = reflection(now);
+        let transmit = reflection.poll_transmit(now).unwrap();
+        let transaction = Received::parse(&transmit.datagram).unwrap().transaction();
+        let mapped = address("192.0.2.66:6");
+        for key in [None, Some(Key::new("anotherpasswordanother").unwrap())] {
+            let forged = stun::binding_success(transaction, mapped, key.as_ref()).unwrap();
+            let forged = Received::parse(&forged).unwrap();
+            assert!(!reflection.handle_response(transmit.destination, &forged, now));
+        }
+        let right = stun::binding_success(transaction, mapped, Some(&Key::new(KEY).unwrap())).unwrap();
+        let right = Received::parse(&right).unwrap();
+        assert!(!reflection.handle_response(address("192.0.2.1:3478"), &right, now), "another source");
+        assert!(reflection.handle_response(transmit.destination, &right, now));
+    }
+}

@@ -1,0 +1,215 @@
+//! A session: one QUIC connection to a peer, over the path that is best at the moment.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::Stream;
+use quinn::Connection;
+use rendezvous_wire::PeerId;
+use rendezvous_wire::candidate::CandidateKind;
+use tokio::sync::watch;
+
+/// The path that carries a session's datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Path {
+    /// In frames through the relay of a rendezvous server.
+    Relayed {
+        /// The relay's address.
+        relay: SocketAddr,
+    },
+    /// Straight to the other side, proven in both directions.
+    Direct {
+        /// The address that we send from, before any NAT.
+        local: SocketAddr,
+        /// The address that we send to.
+        remote: SocketAddr,
+        /// How the remote address was learnt.
+        kind: CandidateKind,
+        /// Round-trip time of the check that proved the path.
+        rtt: Duration,
+    },
+}
+
+impl Path {
+    /// Whether no relay is in between.
+    pub const fn is_direct(&self) -> bool {
+        matches!(self, Self::Direct { .. })
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Relayed { relay } => write!(f, "relayed over {relay}"),
+            Self::Direct { local, remote, kind, rtt } => {
+                write!(f, "direct {local} -> {remote} ({kind}), RTT {:.1} ms", rtt.as_secs_f64() * 1e3)
+            }
+        }
+    }
+}
+
+/// When the stages of a session were reached, counted from the moment its introduction was asked for (on the accepting
+/// side: from the moment it arrived). `None`: not yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timeline {
+    /// The introduction arrived; checks began.
+    pub introduced: Option<Duration>,
+    /// The QUIC handshake was complete on this side.
+    pub connected: Option<Duration>,
+    /// A first direct path was proven in both directions by this side's checks.
+    pub proven: Option<Duration>,
+    /// The session's datagrams went over a direct path for the first time.
+    pub direct: Option<Duration>,
+}
+
+/// The moments that all sessions with one remote endpoint share.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Milestones {
+    pub(crate) introduced: Option<Instant>,
+    pub(crate) proven: Option<Instant>,
+    pub(crate) direct: Option<Instant>,
+}
+
+/// What the driver tells all sessions with one remote endpoint.
+#[derive(Debug)]
+pub(crate) struct PathNews {
+    path: watch::Sender<Option<Path>>,
+    milestones: Arc<Mutex<Milestones>>,
+}
+
+impl PathNews {
+    pub(crate) fn new() -> Self {
+        Self { path: watch::Sender::new(None), milestones: Arc::default() }
+    }
+
+    /// The path that carries datagrams from now on.
+    pub(crate) fn announce(&self, path: Path) {
+        self.path.send_if_modified(|present| {
+            let changed = *present != Some(path);
+            *present = Some(path);
+            changed
+        });
+    }
+
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Milestones)) {
+        change(&mut self.milestones.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn session(&self, connection: Connection, peer: PeerId, started: Instant) -> Session {
+        Session(Arc::new(Inner {
+            connection,
+            peer,
+            path: self.path.subscribe(),
+            milestones: self.milestones.clone(),
+            started,
+            connected: Instant::now(),
+        }))
+    }
+}
+
+/// An end-to-end encrypted QUIC connection to a peer that has proven its key.
+///
+/// It *is* a [`quinn::Connection`] (by `Deref`): open and accept streams and send datagrams on it as on any other. The path beneath
+/// it changes without the connection noticing; [`path`](Self::path) tells the present one and
+/// [`path_changes`](Self::path_changes) every change.
+///
+/// `remote_address()` of the connection is a synthetic address and means nothing outside this endpoint.
+#[derive(Clone)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    connection: Connection,
+    peer: PeerId,
+    path: watch::Receiver<Option<Path>>,
+    milestones: Arc<Mutex<Milestones>>,
+    started: Instant,
+    connected: Instant,
+}
+
+/// The driver's view of a session: does not keep it open.
+#[derive(Clone)]
+pub(crate) struct WeakSession(Weak<Inner>);
+
+impl WeakSession {
+    /// The connection, while somebody holds the session.
+    pub(crate) fn connection(&self) -> Option<Connection> {
+        self.0.upgrade().map(|inner| inner.connection.clone())
+    }
+}
+
+impl Session {
+    pub(crate) fn downgrade(&self) -> WeakSession {
+        WeakSession(Arc::downgrade(&self.0))
+    }
+
+    /// The key that the other side has proven to hold.
+    pub fn peer(&self) -> PeerId {
+        self.0.peer
+    }
+
+    /// The path that carries the session now.
+    pub fn path(&self) -> Option<Path> {
+        *self.0.path.borrow()
+    }
+
+    /// The path that carries the session now, then every change of it. Changes that follow each other faster than
+    /// the stream is read are seen as one. Ends soon after the session has.
+    pub fn path_changes(&self) -> impl Stream<Item = Path> + Send + Unpin + use<> {
+        let mut receiver = self.0.path.clone();
+        receiver.mark_changed();
+        Box::pin(futures_util::stream::unfold(receiver, |mut receiver| async move {
+            loop {
+                receiver.changed().await.ok()?;
+                let path = *receiver.borrow_and_update();
+                if let Some(path) = path {
+                    return Some((path, receiver));
+                }
+            }
+        }))
+    }
+
+    /// When its stages were reached.
+    pub fn timeline(&self) -> Timeline {
+        let milestones = *self.0.milestones.lock().unwrap_or_else(PoisonError::into_inner);
+        let since =
+            |moment: Option<Instant>| moment.map(|moment| moment.saturating_duration_since(self.0.started));
+        Timeline {
+            introduced: since(milestones.introduced),
+            connected: since(Some(self.0.connected)),
+            proven: since(milestones.proven),
+            direct: since(milestones.direct),
+        }
+    }
+
+    /// The moment that [`timeline`](Self::timeline) counts from.
+    pub fn started(&self) -> Instant {
+        self.0.started
+    }
+
+    /// The QUIC connection itself.
+    pub fn connection(&self) -> &Connection {
+        &self.0.connection
+    }
+}
+
+impl Deref for Session {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0.connection
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("peer", &self.0.peer)
+            .field("path", &self.path())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,396 @@
+//! The path socket: one or two UDP sockets under quinn that carry QUIC for every remote over whatever path is best now,
+//! together with STUN and the relay's frames.
+//!
+//! quinn sends to a remote's synthetic address; the route in the [`Table`] says where that goes. Errors never reach
+//! quinn: any but `WouldBlock` would end a connection or the endpoint, and to QUIC a lost datagram is only a lost datagram.
+
+mod congestion;
+mod remote;
+mod table;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use rendezvous_wire::relay::HEADER_LEN;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+
+pub(crate) use congestion::SwitchAwareConfig;
+pub(crate) use remote::{Remote, Route, SocketIndex};
+pub(crate) use table::Table;
+
+/// STUN messages that may wait for the driver; more are dropped, as a full socket buffer would drop them.
+const STUN_QUEUE: usize = 1024;
+
+/// Injected and stray datagrams that may wait for quinn.
+const INJECT_QUEUE: usize = 1024;
+
+/// A STUN message from the network, not yet parsed.
+#[derive(Debug)]
+pub(crate) struct StunDatagram {
+    pub(crate) socket: SocketIndex,
+    pub(crate) source: SocketAddr,
+    pub(crate) bytes: Bytes,
+}
+
+/// One UDP socket.
+struct Inner {
+    io: UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+}
+
+/// See the module's documentation.
+pub(crate) struct PathSocket {
+    inners: Vec<Inner>,
+    table: ArcSwap<Table>,
+    /// A bit for each socket that would block.
+    blocked: AtomicU64,
+    injected: Mutex<VecDeque<(SocketAddr, Bytes)>>,
+    injected_waker: AtomicWaker,
+    stun: mpsc::Sender<StunDatagram>,
+    /// Synthetic addresses of remotes whose first flight was captured.
+    flights: mpsc::UnboundedSender<SocketAddr>,
+    /// Which socket is read first, so that a busy one cannot starve the other.
+    turn: AtomicU64,
+}
+
+/// What the driver reads from the path socket.
+pub(crate) struct Outlets {
+    pub(crate) stun: mpsc::Receiver<StunDatagram>,
+    pub(crate) flights: mpsc::UnboundedReceiver<SocketAddr>,
+}
+
+impl fmt::Debug for PathSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.inners.iter().map(|inner| inner.local)).finish()
+    }
+}
+
+impl PathSocket {
+    /// Takes sockets that are bound and non-blocking. Must be called inside a tokio runtime.
+    pub(crate) fn new(sockets: Vec<std::net::UdpSocket>) -> io::Result<(Arc<Self>, Outlets)> {
+        let inners = sockets.into_iter().map(|socket| {
+            let state = UdpSocketState::new((&socket).into())?;
+            // Best effort: the system may allow less.
+            let _ = state.set_send_buffer_size((&socket).into(), 4 << 20);
+            let _ = state.set_recv_buffer_size((&socket).into(), 4 << 20);
+            let local = socket.local_addr()?;
+            Ok(Inner { io: UdpSocket::from_std(socket)?, state, local })
+        });
+        let inners = inners.collect::<io::Result<Vec<_>>>()?;
+        if inners.is_empty() || inners.len() > 64 {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "from 1 to 64 sockets"));
+        }
+        let (stun, stun_rx) = mpsc::channel(STUN_QUEUE);
+        let (flights, flights_rx) = mpsc::unbounded_channel();
+        let socket = Self {
+            inners,
+            table: ArcSwap::default(),
+            blocked: AtomicU64::new(0),
+            injected: Mutex::default(),
+            injected_waker: AtomicWaker::new(),
+            stun,
+            flights,
+            turn: AtomicU64::new(0),
+        };
+        Ok((Arc::new(socket), Outlets { stun: stun_rx, flights: flights_rx }))
+    }
+
+    /// The sockets' own addresses, by index.
+    pub(crate) fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.inners.iter().map(|inner| inner.local).collect()
+    }
+
+    /// The socket that can send to `address`.
+    pub(crate) fn socket_for(&self, address: SocketAddr) -> Option<SocketIndex> {
+        self.inners.iter().position(|inner| inner.local.is_ipv4() == address.is_ipv4())
+    }
+
+    /// Changes the table; for the driver alone, its only writer.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Table)) {
+        let mut table = Table::clone(&self.table.load());
+        change(&mut table);
+        self.table.store(Arc::new(table));
+    }
+
+    /// Hands quinn a datagram as if `remote` had sent it.
+    pub(crate) fn inject(&self, remote: SocketAddr, datagram: Bytes) {
+        let mut injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
+        if injected.len() < INJECT_QUEUE {
+            injected.push_back((remote, datagram));
+        }
+        drop(injected);
+        self.injected_waker.wake();
+    }
+
+    /// Sends a STUN message. A failure is a loss: the transaction's timer sees to it.
+    ///
+    /// Not through quinn's socket state: an address that the kernel refuses would turn segmentation offload off for good.
+    pub(crate) fn send_stun(&self, socket: SocketIndex, destination: SocketAddr, datagram: &[u8]) {
+        if let Some(inner) = self.inners.get(socket)
+            && let Err(error) = inner.io.try_send_to(datagram, destination)
+        {
+            tracing::trace!(%destination, %error, "STUN not sent");
+        }
+    }
+
+    /// Sends by a route. Only `WouldBlock` is an error.
+    fn send(&self, remote: &Remote, transmit: &Transmit<'_>) -> io::Result<()> {
+        match &**remote.route() {
+            Route::Capture => {
+                let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+                for datagram in transmit.contents.chunks(size) {
+                    if remote.capture(datagram) {
+                        // The driver outlives the socket's use but for the moment of shutting down.
+                        let _ = self.flights.send(remote.synthetic);
+                    }
+                }
+                Ok(())
+            }
+            Route::Direct { socket, address } => self.send_on(
+                *socket,
+                &Transmit {
+                    destination: *address,
+                    ecn: transmit.ecn,
+                    contents: transmit.contents,
+                    segment_size: transmit.segment_size,
+                    src_ip: None,
+                },
+            ),
+            Route::Relay { socket, address, channel } => {
+                let header = channel.header();
+                with_frames(header, transmit, |contents, segment_size| {
+                    self.send_on(
+                        *socket,
+                        &Transmit {
+                            destination: *address,
+                            ecn: transmit.ecn,
+                            contents,
+                            segment_size,
+                            src_ip: None,
+                        },
+                    )
+                })
+            }
+        }
+    }
+
+    /// Flushes what was captured for a remote that now has a route.
+    pub(crate) fn flush(&self, remote: &Remote) {
+        for datagram in remote.take_captured() {
+            let transmit = Transmit {
+                destination: remote.synthetic,
+                ecn: None,
+                contents: &datagram,
+                segment_size: None,
+                src_ip: None,
+            };
+            // A loss to QUIC.
+            let _ = self.send(remote, &transmit);
+        }
+    }
+
+    fn send_on(&self, socket: SocketIndex, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(inner) = self.inners.get(socket) else { return Ok(()) };
+        let sent = inner.io.try_io(Interest::WRITABLE, || inner.state.send((&inner.io).into(), transmit));
+        match sent {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.blocked.fetch_or(1 << socket, Ordering::Release);
+                Err(error)
+            }
+            Err(error) => {
+                tracing::trace!(destination = %transmit.destination, %error, "datagram not sent");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Reads one socket into `buffers`; the number of buffers that hold QUIC afterwards, moved to the front.
+    fn receive(
+        &self,
+        socket: SocketIndex,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<usize> {
+        let inner = &self.inners[socket];
+        loop {
+            match inner.io.poll_recv_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => {
+                    tracing::warn!(%error, "the UDP socket cannot be read");
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            let received =
+                inner.io.try_io(Interest::READABLE, || inner.state.recv((&inner.io).into(), buffers, meta));
+            // An error is WouldBlock, or an ICMP error of some earlier send: neither concerns this read.
+            let Ok(count) = received else { continue };
+            let table = self.table.load();
+            let mut sink = Sorted { owner: self, socket };
+            for (buffer, meta) in buffers.iter_mut().zip(meta.iter_mut()).take(count) {
+                table::demux(&table, buffer, meta, &mut sink);
+            }
+            // quinn skips buffers of length 0.
+            if meta[..count].iter().any(|meta| meta.len > 0) {
+                return Poll::Ready(count);
+            }
+        }
+    }
+
+    fn take_injected(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let mut injected = self.injected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(meta.iter_mut()) {
+            let Some((remote, datagram)) = injected.pop_front() else { break };
+            let length = datagram.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&datagram[..length]);
+            *meta = RecvMeta { addr: remote, len: length, stride: length, ecn: None, dst_ip: None };
+            count += 1;
+        }
+        count
+    }
+}
+
+/// Puts a frame header before every datagram of `transmit`, in a buffer that the thread keeps.
+fn with_frames<T>(
+    header: [u8; HEADER_LEN],
+    transmit: &Transmit<'_>,
+    send: impl FnOnce(&[u8], Option<usize>) -> T,
+) -> T {
+    thread_local! {
+        static FRAMES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+    FRAMES.with_borrow_mut(|frames| {
+        frames.clear();
+        for datagram in transmit.contents.chunks(size) {
+            frames.extend_from_slice(&header);
+            frames.extend_from_slice(datagram);
+        }
+        send(frames, transmit.segment_size.map(|size| size + HEADER_LEN))
+    })
+}
+
+struct Sorted<'a> {
+    owner: &'a PathSocket,
+    socket: SocketIndex,
+}
+
+impl table::Sink for Sorted<'_> {
+    fn stun(&mut self, source: SocketAddr, datagram: &[u8]) {
+        let bytes = Bytes::copy_from_slice(datagram);
+        // Full: dropped, as the kernel drops when its buffer is full.
+        let _ = self.owner.stun.try_send(StunDatagram { socket: self.socket, source, bytes });
+    }
+
+    fn stray(&mut self, remote: SocketAddr, datagram: Bytes) {
+        self.owner.inject(remote, datagram);
+    }
+}
+
+impl AsyncUdpSocket for PathSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { socket: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        match self.table.load().remotes.get(&transmit.destination) {
+            Some(remote) => self.send(remote, transmit),
+            // A remote that is gone; its last connections drain.
+            None => Ok(()),
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.injected_waker.register(cx.waker());
+        let injected = self.take_injected(buffers, meta);
+        if injected > 0 {
+            return Poll::Ready(Ok(injected));
+        }
+        let count = self.inners.len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        for offset in 0..count {
+            if let Poll::Ready(filled) = self.receive((turn + offset) % count, cx, buffers, meta) {
+                return Poll::Ready(Ok(filled));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        // Must be IPv6, since synthetic addresses are.
+        Ok(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), self.inners[0].local.port()))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inners.iter().map(|inner| inner.state.max_gso_segments()).min().unwrap_or(1)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inners.iter().map(|inner| inner.state.gro_segments()).max().unwrap_or(1)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inners.iter().any(|inner| inner.state.may_fragment())
+    }
+}
+
+/// Waits until no socket blocks. Each has a future of its own, since a socket's own readiness knows one task only.
+struct Poller {
+    socket: Arc<PathSocket>,
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl fmt::Debug for Poller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").field("waiting", &self.waiting.is_some()).finish()
+    }
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                std::task::ready!(waiting.as_mut().poll(cx));
+                self.waiting = None;
+            }
+            let blocked = self.socket.blocked.load(Ordering::Acquire);
+            if blocked == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let socket = self.socket.clone();
+            self.waiting = Some(Box::pin(async move {
+                for (index, inner) in socket.inners.iter().enumerate() {
+                    if blocked & (1 << index) != 0 {
+                        // A socket that cannot even wait is not one to wait for.
+                        let _ = inner.io.writable().await;
+                        socket.blocked.fetch_and(!(1 << index), Ordering::Release);
+                    }
+                }
+            }));
+        }
+    }
+}

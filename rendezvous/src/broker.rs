@@ -1,0 +1,286 @@
+//! The server's judgement in one place: registrations, introductions, leases and quotas. Pure.
+//!
+//! Requests and events go in through `handle_*`, each with the moment at which it happened; what must be done comes
+//! out of [`Broker::poll_action`], in the order in which it must be done. Both notices of an introduction come out
+//! of the same request, right behind the opening of its channel.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use rendezvous_wire::PeerId;
+use rendezvous_wire::message::{
+    Introduce, NotIntroduced, Notice, Register, Registered, RegistrationId, Request,
+};
+use rendezvous_wire::stun::Key;
+
+use crate::directory::{Directory, RegisterError, Registration};
+use crate::introductions::{Ended, Introductions, PASSWORD_BYTES, Party, secret};
+use crate::limits::{Bucket, Limits, SourceBuckets};
+use crate::relay::table::Change;
+
+/// Something for the shell to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Tell the relay. Comes before every notice that depends on it.
+    Relay(Change),
+    /// Send a notice to a peer, now.
+    Notify(RegistrationId, Notice),
+    /// Close this signalling connection: a newer registration of the same peer has taken its place.
+    Evict(RegistrationId),
+}
+
+/// How a signalling connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Departure {
+    /// The peer said goodbye: everything of it ends at once.
+    Goodbye,
+    /// It broke. What the relay holds for the peer lives on until its lease lapses, so that relayed sessions survive.
+    Lost,
+}
+
+/// A second [`Request::Register`] on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a connection registers once")]
+pub struct RegisteredTwice;
+
+/// Owns the directory and the introductions.
+#[derive(Debug)]
+pub struct Broker {
+    limits: Limits,
+    reflection_ports: [u16; 2],
+    rng: StdRng,
+    directory: Directory,
+    introductions: Introductions,
+    /// Of every registration that the relay knows, online or lost.
+    leases: HashMap<RegistrationId, Lease>,
+    /// The lost ones, by the end of their lease.
+    lapsing: BTreeSet<(Instant, RegistrationId)>,
+    introducing_per_source: SourceBuckets,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    until: Instant,
+    online: bool,
+    introducing: Bucket,
+}
+
+impl Broker {
+    /// An empty broker. `seed` must be secret and random outside of tests: every key and credential comes from it.
+    pub fn new(limits: Limits, reflection_ports: [u16; 2], seed: [u8; 32]) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let keys = [rng.next_u64(), rng.next_u64()];
+        Self {
+            introducing_per_source: SourceBuckets::new(limits.introducing_per_source, keys),
+            limits,
+            reflection_ports,
+            rng,
+            directory: Directory::default(),
+            introductions: Introductions::default(),
+            leases: HashMap::new(),
+            lapsing: BTreeSet::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The directory, to look at.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The introductions, to look at.
+    pub fn introductions(&self) -> &Introductions {
+        &self.introductions
+    }
+
+    /// A peer that has proved `peer` registers over a connection from `observed`.
+    pub fn handle_register(
+        &mut self,
+        peer: PeerId,
+        observed: SocketAddr,
+        says: Register,
+        now: Instant,
+    ) -> Result<RegistrationId, RegisterError> {
+        // The lost ones count as well, or connecting and vanishing would fill the memory.
+        if self.leases.len() >= self.limits.registrations.saturating_mul(2) {
+            return Err(RegisterError::Full);
+        }
+        if let Some(oldest) = self.directory.admit(peer, observed, &self.limits)? {
+            self.handle_departure(oldest, Departure::Lost, now);
+            self.actions.push_back(Action::Evict(oldest));
+        }
+        let registration = self.free_id();
+        let password = secret::<PASSWORD_BYTES>(&mut self.rng);
+        // Base64 is always a valid password.
+        let key = Key::new(&password).map_err(|_| RegisterError::Full)?;
+        self.directory.insert(registration, peer, observed, says);
+        let until = now + self.limits.lease;
+        self.leases.insert(registration, Lease { until, online: true, introducing: Bucket::default() });
+        self.actions.push_back(Action::Relay(Change::Admit { registration, key }));
+        let registered = Registered {
+            registration,
+            key: password,
+            observed,
+            reflection_ports: self.reflection_ports,
+            lease: u32::try_from(self.limits.lease.as_secs()).unwrap_or(u32::MAX).max(1),
+        };
+        self.notify(registration, Notice::Registered(registered));
+        Ok(registration)
+    }
+
+    /// A registered peer asks for something.
+    pub fn handle_request(
+        &mut self,
+        from: RegistrationId,
+        request: Request,
+        now: Instant,
+    ) -> Result<(), RegisteredTwice> {
+        match request {
+            Request::Register(_) => return Err(RegisteredTwice),
+            Request::Update(says) => self.directory.update(from, says),
+            Request::Introduce(introduce) => {
+                let request = introduce.request;
+                if let Err(reason) = self.introduce(from, introduce, now) {
+                    self.notify(from, Notice::NotIntroduced(request, reason));
+                }
+            }
+            Request::Close(introduction) => {
+                if let Some(ended) = self.introductions.close(introduction, from) {
+                    self.announce(ended);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The signalling connection of a registration now comes from `observed`.
+    pub fn handle_observed(&mut self, registration: RegistrationId, observed: SocketAddr) {
+        self.directory.observe(registration, observed);
+    }
+
+    /// The relay has seen an authentic bind request at `at`.
+    pub fn handle_bound(&mut self, registration: RegistrationId, at: Instant) {
+        let Some(lease) = self.leases.get_mut(&registration) else { return };
+        let until = lease.until.max(at + self.limits.lease);
+        if !lease.online {
+            self.lapsing.remove(&(lease.until, registration));
+            self.lapsing.insert((until, registration));
+        }
+        lease.until = until;
+    }
+
+    /// The signalling connection of a registration has ended.
+    pub fn handle_departure(&mut self, registration: RegistrationId, how: Departure, now: Instant) {
+        if self.directory.remove(registration).is_none() {
+            return;
+        }
+        let Some(lease) = self.leases.get_mut(&registration) else { return };
+        let worth_keeping = lease.until > now && self.introductions.has_any(registration);
+        if how == Departure::Lost && worth_keeping {
+            lease.online = false;
+            self.lapsing.insert((lease.until, registration));
+        } else {
+            self.end(registration);
+        }
+    }
+
+    /// Ends the lost registrations whose lease has lapsed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((until, registration)) = self.lapsing.first().copied()
+            && until <= now
+        {
+            self.end(registration);
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.lapsing.first().map(|(until, _)| *until)
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn introduce(
+        &mut self,
+        from: RegistrationId,
+        introduce: Introduce,
+        now: Instant,
+    ) -> Result<(), NotIntroduced> {
+        let Some(asker) = self.directory.get(from) else { return Err(NotIntroduced::Unavailable) };
+        let lease = self.leases.get_mut(&from).ok_or(NotIntroduced::Unavailable)?;
+        let within_quota = lease.introducing.take(self.limits.introducing, now)
+            && self.introducing_per_source.take(asker.source, now);
+        if !within_quota {
+            return Err(NotIntroduced::TooMany);
+        }
+        if introduce.target == asker.peer {
+            return Err(NotIntroduced::Oneself);
+        }
+        let found = self.directory.find(introduce.target, asker.peer);
+        let (id, target) = found.ok_or(NotIntroduced::Unavailable)?;
+        let made = self.introductions.make(
+            introduce.request,
+            party(from, asker),
+            party(id, target),
+            introduce.first_flight,
+            &self.limits,
+            &mut self.rng,
+        )?;
+        let channel = made.to_asker.channel;
+        self.actions.push_back(Action::Relay(Change::Open { channel, members: [from, id] }));
+        self.notify(id, Notice::Introduction(made.to_target));
+        self.notify(from, Notice::Introduction(made.to_asker));
+        Ok(())
+    }
+
+    fn end(&mut self, registration: RegistrationId) {
+        for ended in self.introductions.end_all(registration) {
+            self.announce(ended);
+        }
+        if let Some(lease) = self.leases.remove(&registration) {
+            self.lapsing.remove(&(lease.until, registration));
+        }
+        self.actions.push_back(Action::Relay(Change::Remove(registration)));
+    }
+
+    fn announce(&mut self, ended: Ended) {
+        self.actions.push_back(Action::Relay(Change::Close(ended.channel)));
+        self.notify(ended.other, Notice::Closed(ended.introduction));
+    }
+
+    fn notify(&mut self, registration: RegistrationId, notice: Notice) {
+        if self.directory.get(registration).is_some() {
+            self.actions.push_back(Action::Notify(registration, notice));
+        }
+    }
+
+    fn free_id(&mut self) -> RegistrationId {
+        loop {
+            let id = RegistrationId(self.rng.next_u64());
+            if !self.leases.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+}
+
+fn party(id: RegistrationId, registration: &Registration) -> Party {
+    Party {
+        registration: id,
+        peer: registration.peer,
+        instance: registration.instance,
+        candidates: registration.candidates(),
+        mapping: registration.mapping,
+    }
+}
+
+#[cfg(test)]
+#[path = "broker_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! Arguments, and what is printed.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Parser, Subcommand};
+use rendezvous::{BindError, Server, StartError, hosts, keyfile};
+use rendezvous_wire::address::ParseAddressError;
+use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 open
+  rendezvous serve --host rv.example.org      print this name instead of the machine's address
+  rendezvous serve --port 4433                where port 443 may not be bound
+  rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
+  rendezvous id                               print this server's id";
+
+/// Introduces peers to one another, and relays what they cannot send directly.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Log more; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Log warnings and errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until SIGINT or SIGTERM.
+    #[command(after_help = EXAMPLES)]
+    Serve(Serve),
+    /// Print the server's id, making its key if there is none yet.
+    Id(State),
+}
+
+#[derive(Debug, Args)]
+struct State {
+    /// Where the server keeps its key [default: $STATE_DIRECTORY, or rendezvous in the user's data directory].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    state: State,
+    /// Address to listen on; may be repeated [default: all, IPv4 and IPv6].
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    listen: Vec<IpAddr>,
+    /// UDP port of registration and signalling; 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_SIGNALLING_PORT)]
+    port: u16,
+    /// UDP ports of STUN and of the relay; 0 takes a free one.
+    #[arg(
+        long,
+        value_name = "PORT,PORT",
+        value_delimiter = ',',
+        num_args = 1,
+        value_parser = clap::value_parser!(u16),
+        default_values_t = DEFAULT_REFLECTION_PORTS
+    )]
+    reflection_ports: Vec<u16>,
+    /// Name or address under which peers find this server [default: the machine's own best address].
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
+    host: Option<String>,
+    /// Relay threads [default: one per core].
+    #[arg(long, value_name = "N")]
+    relay_threads: Option<NonZeroUsize>,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(crate) fn init_logging(&self) {
+        let default = match (self.quiet, self.verbose) {
+            // quinn-udp warns with addresses, which belong at DEBUG.
+            (true, _) => "warn,quinn_udp=error",
+            (false, 0) => "info,quinn_udp=error",
+            (false, 1) => "info,rendezvous=debug",
+            (false, _) => "debug,rendezvous=trace",
+        };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+        let ansi = io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
+    }
+
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(serve) => serve.run(),
+            Command::Id(state) => {
+                println!("{}", keyfile::load_or_create(&state.directory()?)?.id());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl State {
+    fn directory(&self) -> anyhow::Result<PathBuf> {
+        if let Some(directory) = &self.state_dir {
+            return Ok(directory.clone());
+        }
+        // systemd separates several with colons; the first is ours.
+        if let Some(directories) = std::env::var_os("STATE_DIRECTORY")
+            && let Some(first) = std::env::split_paths(&directories).next().filter(|path| path.is_absolute())
+        {
+            return Ok(first);
+        }
+        directories::ProjectDirs::from("", "", "rendezvous").map(|own| own.data_dir().to_owned()).ok_or_else(
+            || anyhow!("there is no home directory to keep the key in; name one with --state-dir"),
+        )
+    }
+}
+
+impl Serve {
+    fn run(self) -> anyhow::Result<()> {
+        let key = keyfile::load_or_create(&self.state.directory()?)?;
+        let [first, second] = self.reflection_ports[..] else {
+            usage("--reflection-ports takes two ports, as in 3478,3479")
+        };
+        if first == second && first != 0 {
+            usage("--reflection-ports takes two different ports");
+        }
+        let mut builder = Server::builder().key(key).port(self.port).reflection_ports([first, second]);
+        for address in self.listen {
+            builder = builder.listen(address);
+        }
+        if let Some(host) = self.host {
+            builder = builder.host(host);
+        }
+        if let Some(threads) = self.relay_threads {
+            builder = builder.relay_threads(threads);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("the runtime does not start")?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut server = builder.start().await.map_err(explain)?;
+            announce(&server, self.json)?;
+            let failed = tokio::select! {
+                _ = terminate.recv() => false,
+                _ = interrupt.recv() => false,
+                () = server.failed() => true,
+            };
+            server.shutdown().await;
+            if failed {
+                bail!("signalling has stopped by itself; the log tells why (--verbose tells more)");
+            }
+            if self.json {
+                print(&json!({ "event": "stopped" }).to_string())?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A host as an `rv://` address may name it.
+fn parse_host(text: &str) -> Result<String, ParseAddressError> {
+    let id = PeerId::from_bytes([0; 32]);
+    let address = RendezvousAddress { id, host: text.to_owned(), port: DEFAULT_SIGNALLING_PORT };
+    let address: RendezvousAddress = address.to_string().parse()?;
+    if address.host == text { Ok(address.host) } else { Err(ParseAddressError::Host) }
+}
+
+fn usage(message: &str) -> ! {
+    use clap::CommandFactory;
+    Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
+
+/// The error with what to do about it.
+fn explain(error: StartError) -> anyhow::Error {
+    let next = match &error {
+        StartError::Bind(BindError { address, source }) => match source.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "another program has this port; find it with `ss -ulpn sport = :{}`, or choose other ports with \
+                 --port and --reflection-ports",
+                address.port()
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "ports below 1024 need a permission; grant it with `sudo setcap cap_net_bind_service=+ep {}`, or \
+                 choose another port with --port",
+                std::env::current_exe()
+                    .map_or_else(|_| "rendezvous".into(), |path| path.display().to_string())
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine does not have that address; see `ip address`, or leave --listen out".to_owned()
+            }
+            _ => return error.into(),
+        },
+        _ => return error.into(),
+    };
+    anyhow!("{error}: {next}")
+}
+
+fn announce(server: &Server, json: bool) -> io::Result<()> {
+    let address = server.address();
+    let ports = server.ports();
+    if json {
+        let ready = json!({
+            "event": "ready",
+            "id": server.id().to_string(),
+            "address": address.to_string(),
+            "signalling_port": ports.signalling,
+            "reflection_ports": ports.reflection,
+        });
+        return print(&ready.to_string());
+    }
+    let [first, second] = ports.reflection;
+    let mut text = format!(
+        "{address}\n\nOpen UDP {}, {first} and {second} in the firewall. Then, on the machine to be reached:\n\n    \
+         peer listen --server {address}\n\nand on the one that wants to reach it, with the id that the first prints:\n\n    \
+         peer connect --server {address} <id>\n",
+        ports.signalling
+    );
+    if address.host.parse().is_ok_and(|ip: IpAddr| !hosts::is_global(ip)) {
+        text.push_str(
+            "\nThis address is not one of the Internet's. If the machine has one in front of it, name it with --host.\n",
+        );
+    }
+    print(&text)
+}
+
+/// Prints and flushes: whoever waits for the line reads a pipe.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
+}

@@ -1,0 +1,270 @@
+//! Who is registered, at which addresses, and open to whom. Pure.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use rendezvous_wire::candidate::{self, CandidateKind, Mapping};
+use rendezvous_wire::message::{IntroductionPolicy, Register, RegistrationId};
+use rendezvous_wire::{Candidate, PeerId};
+
+use crate::limits::{Limits, Source};
+
+/// The online registrations. Several may share a [`PeerId`]: a machine's listening process and a dialling one.
+#[derive(Debug, Default)]
+pub struct Directory {
+    registrations: HashMap<RegistrationId, Registration>,
+    /// Oldest first.
+    by_peer: HashMap<PeerId, Vec<RegistrationId>>,
+    by_source: HashMap<Source, usize>,
+}
+
+/// One registration as the directory holds it.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// Whose it is.
+    pub peer: PeerId,
+    /// Where its signalling connection came from when it was made: what its quotas are counted under.
+    pub source: Source,
+    /// The source of its signalling connection now.
+    pub observed: SocketAddr,
+    /// The peer's mapping behaviour.
+    pub mapping: Mapping,
+    /// Which of the processes that hold its key.
+    pub instance: u64,
+    offered: Vec<Candidate>,
+    policy: IntroductionPolicy,
+}
+
+impl Registration {
+    /// What the other side of an introduction is told: the offered candidates, and the observed endpoint as a
+    /// server-reflexive one unless the peer offers that address itself.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let mut candidates = self.offered.clone();
+        let known = candidates.iter().any(|candidate| candidate.address == self.observed);
+        if !known && candidate::is_probeable(self.observed) {
+            candidates.push(Candidate::new(CandidateKind::ServerReflexive, self.observed, u16::MAX));
+        }
+        candidates
+    }
+
+    fn describe(&mut self, says: Register) {
+        let probeable = |candidate: &Candidate| candidate::is_probeable(candidate.address);
+        self.offered = says.candidates.into_iter().filter(probeable).collect();
+        self.mapping = says.mapping;
+        self.instance = says.instance;
+        self.policy = says.policy;
+    }
+}
+
+/// Why a registration was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// [`Limits::registrations`].
+    #[error("the server is full")]
+    Full,
+    /// [`Limits::registrations_per_source`].
+    #[error("too many registrations from one source")]
+    Source,
+}
+
+impl Directory {
+    /// How many are online.
+    pub fn len(&self) -> usize {
+        self.registrations.len()
+    }
+
+    /// Whether nobody is online.
+    pub fn is_empty(&self) -> bool {
+        self.registrations.is_empty()
+    }
+
+    /// The registration of this number, if it is online.
+    pub fn get(&self, id: RegistrationId) -> Option<&Registration> {
+        self.registrations.get(&id)
+    }
+
+    /// Whether one more registration of `peer` from `observed` fits; `Ok(Some(oldest))` when that one must go first.
+    pub fn admit(
+        &self,
+        peer: PeerId,
+        observed: SocketAddr,
+        limits: &Limits,
+    ) -> Result<Option<RegistrationId>, RegisterError> {
+        let of_peer = self.of(peer);
+        let crowded = of_peer.len() >= limits.registrations_per_peer.max(1);
+        let leaving = of_peer.first().copied().filter(|_| crowded);
+        let source = Source::from(observed.ip());
+        let leaves_source = leaving.and_then(|id| self.get(id)).is_some_and(|gone| gone.source == source);
+        let from_source = self.by_source.get(&source).copied().unwrap_or(0) - usize::from(leaves_source);
+        if from_source >= limits.registrations_per_source {
+            return Err(RegisterError::Source);
+        }
+        if self.registrations.len() - usize::from(leaving.is_some()) >= limits.registrations {
+            return Err(RegisterError::Full);
+        }
+        Ok(leaving)
+    }
+
+    /// Enters a registration under a number that is free.
+    pub fn insert(&mut self, id: RegistrationId, peer: PeerId, observed: SocketAddr, says: Register) {
+        let source = observed.ip().into();
+        let mut registration = Registration {
+            peer,
+            source,
+            observed,
+            mapping: Mapping::Unknown,
+            instance: says.instance,
+            offered: Vec::new(),
+            policy: IntroductionPolicy::Only(Vec::new()),
+        };
+        registration.describe(says);
+        self.registrations.insert(id, registration);
+        self.by_peer.entry(peer).or_default().push(id);
+        *self.by_source.entry(source).or_default() += 1;
+    }
+
+    /// Replaces what a peer says of itself.
+    pub fn update(&mut self, id: RegistrationId, says: Register) {
+        if let Some(registration) = self.registrations.get_mut(&id) {
+            registration.describe(says);
+        }
+    }
+
+    /// The signalling connection now comes from here: a NAT has rebound, or the peer has moved.
+    pub fn observe(&mut self, id: RegistrationId, observed: SocketAddr) {
+        if let Some(registration) = self.registrations.get_mut(&id) {
+            registration.observed = observed;
+        }
+    }
+
+    /// Takes a registration out.
+    pub fn remove(&mut self, id: RegistrationId) -> Option<Registration> {
+        let registration = self.registrations.remove(&id)?;
+        if let Some(ids) = self.by_peer.get_mut(&registration.peer) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_peer.remove(&registration.peer);
+            }
+        }
+        if let Some(count) = self.by_source.get_mut(&registration.source) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_source.remove(&registration.source);
+            }
+        }
+        Some(registration)
+    }
+
+    /// All online registrations of a peer, oldest first.
+    pub fn of(&self, peer: PeerId) -> &[RegistrationId] {
+        self.by_peer.get(&peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// The newest registration of `target` that admits `asker`. `None` does not tell why.
+    pub fn find(&self, target: PeerId, asker: PeerId) -> Option<(RegistrationId, &Registration)> {
+        let newest_first = self.of(target).iter().rev();
+        newest_first
+            .filter_map(|id| Some((*id, self.registrations.get(id)?)))
+            .find(|(_, registration)| registration.policy.admits(asker))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerId = PeerId::from_bytes([1; 32]);
+    const B: PeerId = PeerId::from_bytes([2; 32]);
+    const C: PeerId = PeerId::from_bytes([3; 32]);
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn says(policy: IntroductionPolicy, addresses: &[&str]) -> Register {
+        let candidate = |text: &&str| Candidate::new(CandidateKind::Host, address(text), 1);
+        Register {
+            instance: 1,
+            candidates: addresses.iter().map(candidate).collect(),
+            mapping: Mapping::EndpointIndependent,
+            policy,
+        }
+    }
+
+    fn open() -> Register {
+        says(IntroductionPolicy::Anyone, &[])
+    }
+
+    #[test]
+    fn the_newest_registration_that_admits_the_asker_is_found() {
+        let mut directory = Directory::default();
+        let seen = address("198.51.100.1:7");
+        directory.insert(RegistrationId(1), B, seen, open());
+        directory.insert(RegistrationId(2), B, seen, says(IntroductionPolicy::Only(vec![A]), &[]));
+        directory.insert(RegistrationId(3), B, seen, says(IntroductionPolicy::Only(vec![]), &[]));
+        let found = |directory: &Directory, asker| directory.find(B, asker).map(|(id, _)| id.0);
+        assert_eq!(found(&directory, A), Some(2));
+        assert_eq!(found(&directory, C), Some(1));
+        directory.remove(RegistrationId(2));
+        assert_eq!(found(&directory, A), Some(1));
+        directory.update(RegistrationId(1), says(IntroductionPolicy::Only(vec![]), &[]));
+        assert_eq!(found(&directory, A), None);
+        assert!(directory.find(C, A).is_none());
+    }
+
+    #[test]
+    fn the_observed_endpoint_is_offered_once() {
+        let mut directory = Directory::default();
+        let id = RegistrationId(1);
+        let offered = says(IntroductionPolicy::Anyone, &["10.0.0.1:5"]);
+        directory.insert(id, A, address("198.51.100.1:7"), offered);
+        let kinds = |directory: &Directory| -> Vec<_> {
+            directory.get(id).unwrap().candidates().iter().map(|c| (c.kind, c.address.to_string())).collect()
+        };
+        assert_eq!(
+            kinds(&directory),
+            [
+                (CandidateKind::Host, "10.0.0.1:5".into()),
+                (CandidateKind::ServerReflexive, "198.51.100.1:7".into())
+            ]
+        );
+        directory.update(id, says(IntroductionPolicy::Anyone, &["198.51.100.1:7"]));
+        assert_eq!(kinds(&directory), [(CandidateKind::Host, "198.51.100.1:7".into())]);
+        directory.observe(id, address("198.51.100.1:8"));
+        assert_eq!(kinds(&directory).len(), 2);
+    }
+
+    #[test]
+    fn addresses_that_must_not_be_probed_are_dropped() {
+        let mut directory = Directory::default();
+        let bad = says(IntroductionPolicy::Anyone, &["127.0.0.1:9", "169.254.169.254:80", "224.0.0.1:5"]);
+        directory.insert(RegistrationId(1), A, address("127.0.0.1:4"), bad);
+        assert!(directory.get(RegistrationId(1)).unwrap().candidates().is_empty());
+    }
+
+    #[test]
+    fn bounds_hold_and_are_given_back() {
+        let limits = Limits {
+            registrations: 3,
+            registrations_per_source: 2,
+            registrations_per_peer: 1,
+            ..Limits::default()
+        };
+        let mut directory = Directory::default();
+        let (here, there) = (address("192.0.2.1:1"), address("192.0.2.2:1"));
+        directory.insert(RegistrationId(1), A, here, open());
+        assert_eq!(directory.admit(A, there, &limits), Ok(Some(RegistrationId(1))));
+        directory.insert(RegistrationId(2), B, here, open());
+        assert_eq!(directory.admit(C, here, &limits), Err(RegisterError::Source));
+        assert_eq!(directory.admit(C, there, &limits), Ok(None));
+        directory.insert(RegistrationId(3), C, there, open());
+        let another = PeerId::from_bytes([4; 32]);
+        assert_eq!(directory.admit(another, there, &limits), Err(RegisterError::Full));
+        directory.remove(RegistrationId(1));
+        assert_eq!(directory.admit(another, here, &limits), Ok(None));
+        directory.remove(RegistrationId(2));
+        directory.remove(RegistrationId(3));
+        assert!(directory.is_empty() && directory.by_peer.is_empty() && directory.by_source.is_empty());
+    }
+}

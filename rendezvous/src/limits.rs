@@ -1,0 +1,197 @@
+//! What one peer, one source address and all of them together may use. Nothing here reads a clock.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use rendezvous_wire::relay::Channel;
+
+/// Bounds of a server. [`Limits::default`] suits a small VPS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Registrations at a time. A waiting QUIC connection costs about 37 kB.
+    pub registrations: usize,
+    /// Registrations at a time from one source (an IPv4 address, an IPv6 /64): a carrier NAT hides many homes.
+    pub registrations_per_source: usize,
+    /// Registrations at a time under one key; one more ends the oldest, which is most likely a process that has
+    /// died without a word.
+    pub registrations_per_peer: usize,
+    /// Relay channels at a time; at most half of all numbers, so that a free one is found at once.
+    pub channels: usize,
+    /// Introductions at a time that one registration may have asked for.
+    pub asked_per_registration: usize,
+    /// Introductions at a time in which one registration may be the target.
+    pub answered_per_registration: usize,
+    /// Introductions at a time from one registration to one other, so that no stranger fills a peer's share.
+    pub introductions_per_pair: usize,
+    /// New signalling connections per source. A handshake costs about 0.2 ms of CPU.
+    pub connecting: Rate,
+    /// Introductions asked for per registration.
+    pub introducing: Rate,
+    /// Introductions asked for per source, whatever the number of registrations there.
+    pub introducing_per_source: Rate,
+    /// Unauthenticated STUN answers per source and relay thread. What an attacker can have us send to a victim
+    /// whose address he forges.
+    pub reflecting: Rate,
+    /// Bind requests per registration and relay thread; each one costs an HMAC and a message to the other threads.
+    pub binding: Rate,
+    /// Bytes of notices waiting for a peer that does not read; one more and its connection is closed.
+    pub queued_bytes: usize,
+    /// How long a binding lives without a bind request. Peers renew it more often than NAT bindings lapse (30 s
+    /// seen in the field, RFC 4787 asks for 2 minutes), so two renewals may be lost.
+    pub lease: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            registrations: 16_384,
+            registrations_per_source: 1_024,
+            registrations_per_peer: 16,
+            channels: 262_144,
+            asked_per_registration: 256,
+            answered_per_registration: 4_096,
+            introductions_per_pair: 16,
+            connecting: Rate::new(512, 32),
+            introducing: Rate::new(128, 8),
+            introducing_per_source: Rate::new(1_024, 64),
+            reflecting: Rate::new(256, 64),
+            binding: Rate::new(64, 16),
+            queued_bytes: 64 * 1024,
+            lease: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    /// [`Limits::channels`], never more than half of all channel numbers.
+    pub(crate) fn channel_bound(&self) -> usize {
+        self.channels.min(Channel::COUNT as usize / 2)
+    }
+}
+
+/// So many at once, and so many a second in the long run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    burst: u32,
+    interval: Duration,
+}
+
+impl Rate {
+    /// `burst` at once, `per_second` (at least 1) in the long run.
+    pub const fn new(burst: u32, per_second: u32) -> Self {
+        let per_second = if per_second == 0 { 1 } else { per_second };
+        Self { burst, interval: Duration::from_nanos(1_000_000_000 / per_second as u64) }
+    }
+}
+
+/// A token bucket, kept as the moment at which it will be full again (the generic cell rate algorithm).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket {
+    full_at: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one token; `false` when there is none.
+    pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + rate.interval;
+        if full_at - now > rate.interval * rate.burst {
+            return false;
+        }
+        self.full_at = Some(full_at);
+        true
+    }
+}
+
+/// A source of packets as far as quotas go: an IPv4 address, or the /64 of an IPv6 one, since a whole /64 belongs to
+/// one site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Source(u64);
+
+impl From<IpAddr> for Source {
+    fn from(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            // Prefixes of real sources (2000::/3, fc00::/7) have high bits set, so the families do not meet.
+            IpAddr::V4(ip) => Self(u64::from(ip.to_bits())),
+            IpAddr::V6(ip) => Self((ip.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+/// One bucket per source in bounded memory and without eviction: sources share a bucket when their keyed hashes
+/// collide, and nobody can choose whom to collide with.
+#[derive(Debug)]
+pub struct SourceBuckets {
+    buckets: Box<[Bucket]>,
+    keys: [u64; 2],
+    rate: Rate,
+}
+
+impl SourceBuckets {
+    /// Buckets in a table: 16 bytes each.
+    const COUNT: usize = 1 << 14;
+
+    /// Full buckets, hashed under `keys`.
+    pub fn new(rate: Rate, keys: [u64; 2]) -> Self {
+        Self { buckets: vec![Bucket::default(); Self::COUNT].into_boxed_slice(), keys, rate }
+    }
+
+    /// Takes one token of this source; `false` when there is none.
+    pub fn take(&mut self, source: Source, now: Instant) -> bool {
+        let cell =
+            folded_multiply(folded_multiply(source.0 ^ self.keys[0], self.keys[1] | 1), self.keys[0] | 1);
+        self.buckets[cell as usize % Self::COUNT].take(self.rate, now)
+    }
+}
+
+fn folded_multiply(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product >> 64) as u64 ^ product as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let rate = Rate::new(5, 10);
+        let mut bucket = Bucket::default();
+        assert_eq!((0..100).filter(|_| bucket.take(rate, start)).count(), 5);
+        let later = start + Duration::from_millis(250);
+        assert_eq!((0..100).filter(|_| bucket.take(rate, later)).count(), 2);
+        let much_later = start + Duration::from_secs(3600);
+        assert_eq!((0..100).filter(|_| bucket.take(rate, much_later)).count(), 5);
+    }
+
+    #[test]
+    fn an_empty_rate_gives_nothing() {
+        assert!(!Bucket::default().take(Rate::new(0, 1), Instant::now()));
+    }
+
+    #[test]
+    fn sources_are_addresses_and_prefixes() {
+        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
+        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn one_source_does_not_spend_what_another_has() {
+        let now = Instant::now();
+        let mut buckets = SourceBuckets::new(Rate::new(3, 1), [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321]);
+        let (one, other) = (Source(0xc000_0201), Source(0xc000_0202));
+        assert_eq!((0..9).filter(|_| buckets.take(one, now)).count(), 3);
+        assert_eq!((0..9).filter(|_| buckets.take(other, now)).count(), 3);
+    }
+
+    #[test]
+    fn hashing_spreads_neighbours() {
+        let now = Instant::now();
+        let mut buckets = SourceBuckets::new(Rate::new(1, 1), [7, 11]);
+        let admitted = (0..1000u64).filter(|n| buckets.take(Source(0x0a00_0000 + n), now)).count();
+        assert!(admitted > 900, "{admitted} of 1000 sources had a bucket of their own");
+    }
+}

@@ -1,0 +1,13 @@
+//! Reflection and relay on UDP 3478 and 3479.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`table`] | who is bound where, and which channel joins whom. Pure |
+//! | [`reflect`] | answers to STUN requests, bind requests among them. Pure |
+//! | [`runs`] | cuts a buffer that the kernel coalesced into runs that can be forwarded as one. Pure |
+//! | `shard` | a thread with sockets of its own that does all this |
+
+pub mod reflect;
+pub mod runs;
+pub(crate) mod shard;
+pub mod table;

@@ -1,0 +1,289 @@
+//! One relay thread: sockets of its own (`SO_REUSEPORT`), a table of its own, nothing shared.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use tokio::io::Interest;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tracing::trace;
+
+use super::reflect::handle_stun;
+use super::runs::{Run, runs};
+use super::table::{Bound, Change, Flow, Table};
+use crate::limits::SourceBuckets;
+
+/// Bytes of a receive buffer: the most that the kernel coalesces into one.
+const BUFFER: usize = 64 * 1024;
+
+/// Batches taken from one socket before the others get their turn.
+const BATCHES: usize = 4;
+
+/// Longest frame that is forwarded: a frame fills an Ethernet packet at most.
+const MAX_FRAME: usize = 1_500;
+
+/// Longest segment of a coalesced send. Kernels answer EINVAL where a segment does not fit the interface, and
+/// `UdpSocketState` takes EINVAL for missing support. Peers send at most this (1,448 + 4).
+const MAX_SEGMENT: usize = 1_452;
+
+/// Most bytes of one coalesced send: an IPv4 packet less its headers.
+const MAX_SEND: usize = 65_507;
+
+/// `UDP_MAX_SEGMENTS` of the kernel.
+const MAX_SEGMENTS: usize = 64;
+
+/// How long a socket that seems to have lost its segmentation offload goes without before it tries again.
+const GSO_RETRY: Duration = Duration::from_secs(60);
+
+/// What a shard is told.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    /// For its table.
+    Change(Change),
+    /// The server is going away.
+    Stop,
+}
+
+/// Where a shard tells what it has learnt.
+#[derive(Debug, Clone)]
+pub(crate) struct Links {
+    /// Every other shard.
+    pub(crate) shards: Vec<UnboundedSender<Command>>,
+    /// The owner of the leases.
+    pub(crate) reports: UnboundedSender<Bound>,
+}
+
+/// What a shard has done so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) forwarded: AtomicU64,
+    pub(crate) forwarded_bytes: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) answered: AtomicU64,
+}
+
+/// A relay thread, not yet started.
+pub(crate) struct Shard {
+    sockets: Vec<Socket>,
+    table: Table,
+    strangers: SourceBuckets,
+    commands: UnboundedReceiver<Command>,
+    links: Links,
+    counters: Arc<Counters>,
+    buffers: Vec<u8>,
+}
+
+struct Socket {
+    io: tokio::net::UdpSocket,
+    /// Receives, and sends what is forwarded.
+    frames: UdpSocketState,
+    /// Sends answers. Strangers choose where those go, so a send that the kernel refuses must not cost `frames` its
+    /// segmentation offload.
+    answers: UdpSocketState,
+    offload_lost: Option<Instant>,
+}
+
+impl Socket {
+    fn new(socket: UdpSocket) -> io::Result<Self> {
+        let frames = UdpSocketState::new((&socket).into())?;
+        let answers = UdpSocketState::new((&socket).into())?;
+        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, frames, answers, offload_lost: None })
+    }
+
+    fn receive(&self, buffers: &mut [u8], metas: &mut [RecvMeta; BATCH_SIZE]) -> io::Result<usize> {
+        let mut parts = buffers.chunks_exact_mut(BUFFER);
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
+        self.io.try_io(Interest::READABLE, || self.frames.recv((&self.io).into(), &mut slices, metas))
+    }
+
+    /// Sends an answer. One that does not leave is as good as lost on the way.
+    fn answer(&self, bytes: &[u8], to: Flow) {
+        let transmit = transmit(bytes, None, None, to);
+        if let Err(error) = self.answers.try_send((&self.io).into(), &transmit) {
+            trace!(%error, "an answer did not leave");
+        }
+    }
+
+    /// Forwards a run of frames, in as few sends as the kernel allows.
+    fn forward(&mut self, bytes: &[u8], segment: usize, ecn: Option<EcnCodepoint>, to: Flow, now: Instant) {
+        let most = match segment {
+            ..=MAX_SEGMENT => self.segments(now).min(MAX_SEND / segment),
+            _ => 1,
+        };
+        for part in bytes.chunks(segment * most.max(1)) {
+            let transmit = transmit(part, Some(segment), ecn, to);
+            if let Err(error) = self.frames.try_send((&self.io).into(), &transmit) {
+                trace!(%error, "frames did not leave");
+            }
+        }
+    }
+
+    /// How many segments one send may have. A refused send makes the state give up offload for good; since an
+    /// address that has left the interface is reason enough for a refusal, it gets another chance.
+    fn segments(&mut self, now: Instant) -> usize {
+        let segments = self.frames.max_gso_segments().min(MAX_SEGMENTS);
+        if segments > 1 {
+            return segments;
+        }
+        let lost = *self.offload_lost.get_or_insert(now);
+        if now.saturating_duration_since(lost) >= GSO_RETRY {
+            self.offload_lost = None;
+            if let Ok(fresh) = UdpSocketState::new((&self.io).into()) {
+                self.frames = fresh;
+            }
+        }
+        segments
+    }
+}
+
+fn transmit(
+    contents: &[u8],
+    segment_size: Option<usize>,
+    ecn: Option<EcnCodepoint>,
+    to: Flow,
+) -> Transmit<'_> {
+    Transmit { destination: to.remote, ecn, contents, segment_size, src_ip: to.local }
+}
+
+/// Whether anything may be sent to where this packet says it came from.
+fn answerable(source: SocketAddr) -> bool {
+    let ip = source.ip().to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    source.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+}
+
+/// The address to answer from: where the packet went, unless that was a group.
+fn answer_from(destination: Option<IpAddr>) -> Option<IpAddr> {
+    destination.filter(|ip| {
+        let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        !broadcast && !ip.is_multicast() && !ip.is_unspecified()
+    })
+}
+
+impl Shard {
+    /// Starts the thread. `sockets` have the same order on every shard.
+    pub(crate) fn spawn(
+        number: usize,
+        sockets: Vec<UdpSocket>,
+        table: Table,
+        strangers: SourceBuckets,
+        commands: UnboundedReceiver<Command>,
+        links: Links,
+        counters: Arc<Counters>,
+    ) -> io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let guard = runtime.enter();
+        let sockets = sockets.into_iter().map(Socket::new).collect::<io::Result<_>>()?;
+        drop(guard);
+        let buffers = vec![0; BUFFER * BATCH_SIZE];
+        let shard = Self { sockets, table, strangers, commands, links, counters, buffers };
+        let name = format!("relay-{number}");
+        std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
+    }
+
+    async fn run(mut self) {
+        let mut turn = 0;
+        loop {
+            let Self { sockets, commands, .. } = &mut self;
+            let ready = tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Change(change)) => {
+                        self.table.apply(change);
+                        continue;
+                    }
+                    Some(Command::Stop) | None => return,
+                },
+                ready = std::future::poll_fn(|cx| poll_readable(sockets, turn, cx)) => ready,
+            };
+            turn = ready + 1;
+            if !self.serve(ready) {
+                return;
+            }
+        }
+    }
+
+    /// Handles what waits at one socket; `false` once told to stop.
+    fn serve(&mut self, index: usize) -> bool {
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        for _ in 0..BATCHES {
+            let received = match self.sockets[index].receive(&mut self.buffers, &mut metas) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) => {
+                    // ICMP errors of earlier sends surface here.
+                    trace!(%error, "receiving");
+                    continue;
+                }
+            };
+            // A peer may use a channel as soon as its notice has come, and the notice left after these.
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    Command::Change(change) => self.table.apply(change),
+                    Command::Stop => return false,
+                }
+            }
+            let now = Instant::now();
+            for (place, meta) in metas[..received].iter().enumerate() {
+                self.handle(index, place, meta, now);
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, index: usize, place: usize, meta: &RecvMeta, now: Instant) {
+        if !answerable(meta.addr) {
+            return;
+        }
+        let flow = Flow { remote: meta.addr, local: answer_from(meta.dst_ip), socket: index };
+        let Self { sockets, table, strangers, links, counters, buffers, .. } = self;
+        let buffer = &buffers[place * BUFFER..][..meta.len.min(BUFFER)];
+        for run in runs(buffer, meta.stride) {
+            match run {
+                Run::Stun(datagram) => {
+                    let reaction = handle_stun(table, strangers, datagram, flow, now);
+                    if let Some(bound) = reaction.bound {
+                        for shard in &links.shards {
+                            let _ = shard.send(Command::Change(Change::Bound(bound)));
+                        }
+                        let _ = links.reports.send(bound);
+                    }
+                    if let Some(answer) = reaction.answer {
+                        sockets[index].answer(answer.as_ref(), flow);
+                        counters.answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Run::Frames { channel, bytes, segment } => match table.route(channel, meta.addr, now) {
+                    Some(to) if segment.min(bytes.len()) <= MAX_FRAME => {
+                        // Congestion marked on one leg is for the session to hear of.
+                        sockets[to.socket].forward(bytes, segment, meta.ecn, to, now);
+                        let frames = bytes.len().div_ceil(segment) as u64;
+                        counters.forwarded.fetch_add(frames, Ordering::Relaxed);
+                        counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    }
+                    _ => {
+                        counters.refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                },
+                Run::Other => {}
+            }
+        }
+    }
+}
+
+/// Which socket can be read, `turn` being asked first.
+fn poll_readable(sockets: &[Socket], turn: usize, cx: &mut Context<'_>) -> Poll<usize> {
+    for place in 0..sockets.len() {
+        let index = (turn + place) % sockets.len();
+        if sockets[index].io.poll_recv_ready(cx).is_ready() {
+            return Poll::Ready(index);
+        }
+    }
+    Poll::Pending
+}

@@ -1,0 +1,256 @@
+//! Who is bound where, and which channel joins whom. Pure.
+//!
+//! Every relay thread holds a table of its own. The owner of the introductions sends the same [`Change`]s to all of
+//! them; a binding that one thread has learnt goes to the others as [`Change::Bound`]. Bindings are ordered by
+//! their sequence, so tables agree in the end whatever the order in which they hear of them.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use rendezvous_wire::message::RegistrationId;
+use rendezvous_wire::relay::Channel;
+use rendezvous_wire::stun::{BindRequest, Key, Received};
+
+use crate::limits::{Bucket, Rate};
+
+/// Both ends of a flow as one relay thread sees it: the other side's address, and how to reach it so that it
+/// recognises the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The other side.
+    pub remote: SocketAddr,
+    /// Our address that its packets were sent to, where the system tells.
+    pub local: Option<IpAddr>,
+    /// Our socket that they came in on; the same number is the same port on every thread.
+    pub socket: usize,
+}
+
+/// A binding made or renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Whose.
+    pub registration: RegistrationId,
+    /// Of the bind request.
+    pub sequence: u64,
+    /// Where to.
+    pub flow: Flow,
+    /// When the bind request came.
+    pub at: Instant,
+}
+
+/// A change that every table must hear of.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// This registration may bind.
+    Admit {
+        /// Its number.
+        registration: RegistrationId,
+        /// Authenticates its bind requests.
+        key: Key,
+    },
+    /// This registration has ended. Its channels are closed one by one.
+    Remove(RegistrationId),
+    /// This channel joins these two.
+    Open {
+        /// Free until now.
+        channel: Channel,
+        /// Asker and target.
+        members: [RegistrationId; 2],
+    },
+    /// This channel is gone.
+    Close(Channel),
+    /// Another thread has seen a bind request.
+    Bound(Bound),
+}
+
+/// What a bind request led to.
+#[derive(Debug)]
+pub enum Binding<'a> {
+    /// Bound; tell the other threads, answer under this key.
+    Bound(Bound, &'a Key),
+    /// Seen before, from where the binding is: a retransmission. Answer again.
+    Repeated(&'a Key),
+    /// Not under the registration's key, or the registration is unknown here.
+    Unauthenticated,
+    /// Replayed from elsewhere, or too often: not worth an answer.
+    Ignored,
+}
+
+/// The relay's table.
+#[derive(Debug)]
+pub struct Table {
+    lease: Duration,
+    binding: Rate,
+    registrations: HashMap<RegistrationId, Registration>,
+    channels: Channels,
+}
+
+type Channels = HashMap<Channel, [End; 2], BuildHasherDefault<NumberHasher>>;
+
+#[derive(Debug)]
+struct Registration {
+    key: Key,
+    requests: Bucket,
+    binding: Option<Bound>,
+    channels: Vec<Channel>,
+}
+
+/// One member of a channel, with a copy of its binding: a frame is forwarded after one look-up.
+#[derive(Debug)]
+struct End {
+    member: RegistrationId,
+    binding: Option<(Flow, Instant)>,
+}
+
+impl End {
+    fn flow(&self, now: Instant) -> Option<Flow> {
+        self.binding.filter(|(_, until)| *until > now).map(|(flow, _)| flow)
+    }
+}
+
+impl Table {
+    /// An empty table. Bindings live for `lease`; `binding` bounds the bind requests of one registration.
+    pub fn new(lease: Duration, binding: Rate) -> Self {
+        Self { lease, binding, registrations: HashMap::new(), channels: HashMap::default() }
+    }
+
+    /// How many channels are open.
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Takes a change from elsewhere.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Admit { registration, key } => {
+                let fresh =
+                    Registration { key, requests: Bucket::default(), binding: None, channels: Vec::new() };
+                self.registrations.insert(registration, fresh);
+            }
+            Change::Remove(registration) => {
+                if let Some(gone) = self.registrations.remove(&registration) {
+                    for channel in gone.channels {
+                        self.close(channel);
+                    }
+                }
+            }
+            Change::Open { channel, members } => self.open(channel, members),
+            Change::Close(channel) => self.close(channel),
+            Change::Bound(bound) => self.learn(bound),
+        }
+    }
+
+    /// Judges a bind request that came over `flow`, and binds.
+    pub fn bind(
+        &mut self,
+        request: BindRequest,
+        message: &Received<'_>,
+        flow: Flow,
+        now: Instant,
+    ) -> Binding<'_> {
+        let Some(registration) = self.registrations.get_mut(&request.registration) else {
+            return Binding::Unauthenticated;
+        };
+        if !message.verify(&registration.key) {
+            return Binding::Unauthenticated;
+        }
+        if let Some(last) = registration.binding
+            && request.sequence <= last.sequence
+        {
+            let repeated = last.flow == flow && now < last.at + self.lease;
+            return if repeated { Binding::Repeated(&registration.key) } else { Binding::Ignored };
+        }
+        // Only fresh requests count: forged and replayed ones must not spend what the peer needs.
+        if !registration.requests.take(self.binding, now) {
+            return Binding::Ignored;
+        }
+        let bound = Bound { registration: request.registration, sequence: request.sequence, flow, at: now };
+        registration.bind(bound, self.lease, &mut self.channels);
+        Binding::Bound(bound, &registration.key)
+    }
+
+    /// Where a frame on `channel` that came from `source` goes: to the other member's binding, if both are bound and
+    /// the source is one of the two. `None`: nowhere.
+    pub fn route(&self, channel: Channel, source: SocketAddr, now: Instant) -> Option<Flow> {
+        let [one, other] = self.channels.get(&channel)?;
+        let (one, other) = (one.flow(now)?, other.flow(now)?);
+        match source {
+            _ if source == one.remote => Some(other),
+            _ if source == other.remote => Some(one),
+            _ => None,
+        }
+    }
+
+    fn open(&mut self, channel: Channel, members: [RegistrationId; 2]) {
+        if !members.iter().all(|member| self.registrations.contains_key(member)) {
+            return;
+        }
+        let ends = members.map(|member| {
+            let registration = self.registrations.get_mut(&member);
+            let binding = registration.and_then(|registration| {
+                registration.channels.push(channel);
+                registration.binding
+            });
+            End { member, binding: binding.map(|bound| (bound.flow, bound.at + self.lease)) }
+        });
+        self.channels.insert(channel, ends);
+    }
+
+    fn close(&mut self, channel: Channel) {
+        let Some(ends) = self.channels.remove(&channel) else { return };
+        for end in ends {
+            if let Some(registration) = self.registrations.get_mut(&end.member) {
+                registration.channels.retain(|other| *other != channel);
+            }
+        }
+    }
+
+    fn learn(&mut self, bound: Bound) {
+        let Some(registration) = self.registrations.get_mut(&bound.registration) else { return };
+        if registration.binding.is_none_or(|last| bound.sequence > last.sequence) {
+            registration.bind(bound, self.lease, &mut self.channels);
+        }
+    }
+}
+
+impl Registration {
+    /// Takes a binding, also into the channels of this registration.
+    fn bind(&mut self, bound: Bound, lease: Duration, channels: &mut Channels) {
+        self.binding = Some(bound);
+        let copy = Some((bound.flow, bound.at + lease));
+        for channel in &self.channels {
+            let Some(ends) = channels.get_mut(channel) else { continue };
+            for end in ends.iter_mut().filter(|end| end.member == bound.registration) {
+                end.binding = copy;
+            }
+        }
+    }
+}
+
+/// Hashes channel numbers, which are random already and chosen by us: a multiplication spreads them over the bits
+/// that the map looks at.
+#[derive(Debug, Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // 2^64 divided by the golden ratio (Fibonacci hashing).
+        self.0 = (self.0.rotate_left(5) ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

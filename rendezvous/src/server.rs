@@ -1,0 +1,332 @@
+//! The running server: its ports, threads and tasks.
+
+use std::io;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quinn::Endpoint;
+use rand::RngCore;
+use rendezvous_wire::identity::KeyError;
+use rendezvous_wire::message::close_code;
+use rendezvous_wire::{
+    DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, KeyPair, PeerId, RendezvousAddress,
+};
+use tokio::sync::mpsc::{self, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::broker::Broker;
+use crate::hosts;
+use crate::limits::{Limits, SourceBuckets};
+use crate::owner::Owner;
+use crate::ports::{self, BindError, Listen};
+use crate::relay::shard::{Command, Counters, Links, Shard};
+use crate::relay::table::{Bound, Table};
+use crate::signalling::{self, Doors, EndpointError, Shared};
+
+/// Events of connections on their way to the owner; a connection waits when there are more.
+const EVENTS: usize = 1_024;
+
+/// How long the goodbyes of a shutdown may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Sets up a [`Server`]. Everything has a default.
+#[derive(Debug)]
+pub struct Builder {
+    key: Option<KeyPair>,
+    listen: Vec<IpAddr>,
+    port: u16,
+    reflection_ports: [u16; 2],
+    host: Option<String>,
+    relay_threads: Option<NonZeroUsize>,
+    limits: Limits,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            key: None,
+            listen: Vec::new(),
+            port: DEFAULT_SIGNALLING_PORT,
+            reflection_ports: DEFAULT_REFLECTION_PORTS,
+            host: None,
+            relay_threads: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Builder {
+    /// The server's key. Without one it makes one that nobody keeps.
+    pub fn key(mut self, key: KeyPair) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Listens on this address, and on those of other calls; without any, on every address of the host.
+    pub fn listen(mut self, address: IpAddr) -> Self {
+        self.listen.push(address);
+        self
+    }
+
+    /// The UDP port of signalling; 0 takes a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// The UDP ports of reflection and relay; 0 takes a free one.
+    pub fn reflection_ports(mut self, ports: [u16; 2]) -> Self {
+        self.reflection_ports = ports;
+        self
+    }
+
+    /// The name or address that peers are told; without one, the host's own best address.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = Some(host.into());
+        self
+    }
+
+    /// Relay threads; without a number, one per core.
+    pub fn relay_threads(mut self, threads: NonZeroUsize) -> Self {
+        self.relay_threads = Some(threads);
+        self
+    }
+
+    /// What peers may use.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Binds the ports and begins to serve. Must be called within a tokio runtime.
+    pub async fn start(self) -> Result<Server, StartError> {
+        let key = match self.key {
+            Some(key) => key,
+            None => KeyPair::generate()?,
+        };
+        let listen = if self.listen.is_empty() { Listen::Everywhere } else { Listen::Only(self.listen) };
+        let threads = self.relay_threads.or_else(|| std::thread::available_parallelism().ok());
+        let threads = threads.map_or(1, NonZeroUsize::get);
+
+        let signalling = ports::bind(&listen, self.port, 1)?;
+        let relay = [
+            ports::bind(&listen, self.reflection_ports[0], threads)?,
+            ports::bind(&listen, self.reflection_ports[1], threads)?,
+        ];
+        let reflection_ports = [relay[0].number, relay[1].number];
+
+        let host = self.host.unwrap_or_else(|| hosts::best(&listen));
+        let address = RendezvousAddress { id: key.id(), host, port: signalling.number };
+
+        let (reports, bounds) = unbounded_channel();
+        let relay = Relay::start(relay, threads, &self.limits, reports)?;
+        let broker = Broker::new(self.limits.clone(), reflection_ports, random());
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
+
+        let door = || SourceBuckets::new(self.limits.connecting, keys());
+        let doors = Mutex::new(Doors { proven: door(), unproven: door() });
+        let unregistered = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { limits: self.limits, events, doors, unregistered });
+        let mut endpoints = Vec::new();
+        for socket in signalling.sockets.into_iter().flatten() {
+            let endpoint = signalling::endpoint(&key, socket)?;
+            tasks.spawn(signalling::accept(endpoint.clone(), shared.clone()));
+            endpoints.push(endpoint);
+        }
+        Ok(Server { address, reflection_ports, endpoints, tasks, relay })
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// No key could be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The signalling endpoint.
+    #[error("signalling: {0}")]
+    Endpoint(#[from] EndpointError),
+    /// A relay thread.
+    #[error("relay thread: {0}")]
+    Relay(#[from] io::Error),
+}
+
+/// The UDP ports that a server listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// Registration and signalling.
+    pub signalling: u16,
+    /// Reflection and relay.
+    pub reflection: [u16; 2],
+}
+
+/// What the relay has done since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct RelayCount {
+    /// Frames forwarded.
+    pub forwarded: u64,
+    /// Bytes of these, headers included.
+    pub forwarded_bytes: u64,
+    /// Runs of frames refused: no such channel, or an end that is not bound.
+    pub refused: u64,
+    /// STUN answers.
+    pub answered: u64,
+}
+
+/// A running rendezvous server. Dropped without [`shutdown`](Server::shutdown), it stops without a word to its peers.
+#[derive(Debug)]
+pub struct Server {
+    address: RendezvousAddress,
+    reflection_ports: [u16; 2],
+    endpoints: Vec<Endpoint>,
+    /// The owner of the broker, and who accepts at each endpoint. None of them ends by itself.
+    tasks: JoinSet<()>,
+    relay: Relay,
+}
+
+impl Server {
+    /// Sets up a server.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Its key.
+    pub fn id(&self) -> PeerId {
+        self.address.id
+    }
+
+    /// What peers are given to find it.
+    pub fn address(&self) -> &RendezvousAddress {
+        &self.address
+    }
+
+    /// Its ports; where 0 was asked for, the ones that were free.
+    pub fn ports(&self) -> Ports {
+        Ports { signalling: self.address.port, reflection: self.reflection_ports }
+    }
+
+    /// What its relay has done so far.
+    pub fn relay_count(&self) -> RelayCount {
+        let sum = |counter: fn(&Counters) -> &AtomicU64| {
+            self.relay.counters.iter().map(|shard| counter(shard).load(Ordering::Relaxed)).sum()
+        };
+        RelayCount {
+            forwarded: sum(|shard| &shard.forwarded),
+            forwarded_bytes: sum(|shard| &shard.forwarded_bytes),
+            refused: sum(|shard| &shard.refused),
+            answered: sum(|shard| &shard.answered),
+        }
+    }
+
+    /// Resolves if signalling fails while the server runs: a socket has broken for good. What is left to do then is
+    /// to [shut down](Server::shutdown) and start again.
+    pub async fn failed(&mut self) {
+        self.tasks.join_next().await;
+    }
+
+    /// Tells every peer goodbye and stops.
+    pub async fn shutdown(mut self) {
+        for endpoint in &self.endpoints {
+            endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
+        }
+        let idle = async {
+            for endpoint in &self.endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, idle).await;
+        let mut relay = std::mem::take(&mut self.relay);
+        relay.stop();
+        let _ = tokio::task::spawn_blocking(move || relay.join()).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for endpoint in &self.endpoints {
+            endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
+        }
+        self.relay.stop();
+    }
+}
+
+/// The relay threads.
+#[derive(Debug, Default)]
+struct Relay {
+    shards: Vec<UnboundedSender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+    /// One per thread, so that threads do not contend for a cache line.
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Relay {
+    fn start(
+        ports: [ports::Port; 2],
+        threads: usize,
+        limits: &Limits,
+        reports: UnboundedSender<Bound>,
+    ) -> io::Result<Self> {
+        let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+        for sockets in ports.into_iter().flat_map(|port| port.sockets) {
+            for (column, socket) in columns.iter_mut().zip(sockets) {
+                column.push(socket);
+            }
+        }
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
+        let mut relay = Self { shards: senders, ..Self::default() };
+        for (number, (sockets, commands)) in columns.into_iter().zip(receivers).enumerate() {
+            let mut shards = relay.shards.clone();
+            shards.swap_remove(number);
+            let counters = Arc::new(Counters::default());
+            relay.counters.push(counters.clone());
+            let thread = Shard::spawn(
+                number,
+                sockets,
+                Table::new(limits.lease, limits.binding),
+                SourceBuckets::new(limits.reflecting, keys()),
+                commands,
+                Links { shards, reports: reports.clone() },
+                counters,
+            )?;
+            relay.threads.push(thread);
+        }
+        Ok(relay)
+    }
+
+    fn stop(&self) {
+        for shard in &self.shards {
+            let _ = shard.send(Command::Stop);
+        }
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                warn!("a relay thread has panicked");
+            }
+        }
+    }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
+}
+
+fn keys() -> [u64; 2] {
+    let mut rng = rand::rng();
+    [rng.next_u64(), rng.next_u64()]
+}

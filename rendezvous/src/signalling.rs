@@ -1,0 +1,322 @@
+//! Registration and signalling: QUIC on UDP 443, one connection and one bidirectional stream per registration.
+
+use std::io;
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, ReadError, RecvStream,
+    SendStream, TransportConfig, VarInt,
+};
+use rendezvous_wire::message::{Decoder, MessageError, RegistrationId, Request, close_code};
+use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::broker::Departure;
+use crate::limits::{Bucket, Limits, Rate, SourceBuckets};
+use crate::owner::{Event, Mailbox, Outbox, mailbox};
+
+/// A peer keeps its connection alive every 15 s or so; three may be lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// From the first packet to a proven key.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From a proven key to the registration.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a peer may have under way to us: an introduction with a whole first flight, twice.
+const RECEIVE_WINDOW: u32 = 16 * 1024;
+
+/// What we may have under way to a peer.
+const SEND_WINDOW: u64 = 32 * 1024;
+
+/// Bytes read at a time.
+const READ: usize = 4 * 1024;
+
+/// Messages of one connection; what comes faster waits, and QUIC's flow control tells the peer.
+const MESSAGES: Rate = Rate::new(256, 64);
+
+/// Connections beyond [`Limits::registrations`] that may be shaking hands.
+const HANDSHAKES: usize = 1_024;
+
+/// With so many unregistered connections every new one must prove its address first: a flood from forged addresses
+/// then leaves no state here.
+const RETRY_ABOVE: usize = 256;
+
+/// What every connection shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) doors: Mutex<Doors>,
+    /// Connections that have not registered yet.
+    pub(crate) unregistered: AtomicUsize,
+}
+
+/// New connections per source ([`Limits::connecting`]), by whether the source has proved its address.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    pub(crate) proven: SourceBuckets,
+    pub(crate) unproven: SourceBuckets,
+}
+
+/// Counts a connection among the unregistered ones until it is dropped.
+struct Unregistered<'a>(&'a AtomicUsize);
+
+impl<'a> Unregistered<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Unregistered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Opens an endpoint that proves `key`. Must be called within a runtime.
+pub(crate) fn endpoint(key: &KeyPair, socket: UdpSocket) -> Result<Endpoint, EndpointError> {
+    let mut tls = tls::server_config(key, None, SIGNALLING_ALPN)?;
+    // Nobody resumes: a ticket would only cost memory on both sides.
+    tls.send_tls13_tickets = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|_| EndpointError::Cipher)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport()));
+    let mut endpoint = EndpointConfig::default();
+    endpoint.grease_quic_bit(false);
+    Ok(Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))?)
+}
+
+/// An endpoint could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// The key does not make a TLS configuration.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The provider lacks the cipher suite that QUIC begins with.
+    #[error("TLS: no cipher suite for QUIC's first packets")]
+    Cipher,
+    /// The socket.
+    #[error("the socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// Small windows and few streams: a peer that waits must cost little.
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(None)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))));
+    transport
+}
+
+/// Takes connections until the endpoint is closed.
+pub(crate) async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+    while let Some(incoming) = endpoint.accept().await {
+        if let Some(incoming) = screen(&endpoint, incoming, &shared) {
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                if let Err(error) = serve(incoming, &shared).await {
+                    debug!(%error, "a connection has ended");
+                }
+            });
+        }
+    }
+}
+
+/// Lets an attempt through, makes its source prove its address first, or turns it away.
+///
+/// Proven and unproven attempts have quotas of their own: whoever forges an address can spend the second, and then
+/// its owner takes one round trip more, but is not locked out.
+fn screen(endpoint: &Endpoint, incoming: Incoming, shared: &Shared) -> Option<Incoming> {
+    let most = shared.limits.registrations.saturating_add(HANDSHAKES);
+    if endpoint.open_connections() >= most {
+        incoming.refuse();
+        return None;
+    }
+    let (source, now) = (incoming.remote_address().ip().into(), Instant::now());
+    let mut doors = shared.doors.lock().unwrap_or_else(PoisonError::into_inner);
+    if incoming.remote_address_validated() || !incoming.may_retry() {
+        if doors.proven.take(source, now) {
+            return Some(incoming);
+        }
+        incoming.refuse();
+    } else {
+        let quiet = shared.unregistered.load(Ordering::Relaxed) < RETRY_ABOVE;
+        if quiet && doors.unproven.take(source, now) {
+            return Some(incoming);
+        }
+        let _ = incoming.retry();
+    }
+    None
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("{0}")]
+    Connection(#[from] ConnectionError),
+    #[error("the handshake took too long")]
+    Handshake,
+    #[error("no key was proven")]
+    Identity,
+    #[error("no registration came")]
+    NotRegistered,
+    #[error("{0}")]
+    Message(#[from] MessageError),
+    #[error("refused: {0}")]
+    Refused(#[from] crate::directory::RegisterError),
+    #[error("the stream was reset")]
+    Stream,
+    #[error("the peer has finished")]
+    Finished,
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl ServeError {
+    /// How the connection is closed, where it still is open.
+    fn close_code(&self) -> u32 {
+        match self {
+            Self::Message(_) | Self::Identity => close_code::MALFORMED,
+            Self::NotRegistered | Self::Handshake => close_code::NOT_REGISTERED,
+            Self::Refused(_) => close_code::REFUSED,
+            Self::Connection(_) | Self::Stream | Self::Finished | Self::Stopping => close_code::SHUTDOWN,
+        }
+    }
+
+    fn departure(&self) -> Departure {
+        match self {
+            Self::Connection(ConnectionError::ApplicationClosed(close))
+                if close.error_code == VarInt::from_u32(close_code::SHUTDOWN) =>
+            {
+                Departure::Goodbye
+            }
+            Self::Finished => Departure::Goodbye,
+            _ => Departure::Lost,
+        }
+    }
+}
+
+impl From<ReadError> for ServeError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::ConnectionLost(error) => Self::Connection(error),
+            _ => Self::Stream,
+        }
+    }
+}
+
+async fn serve(incoming: Incoming, shared: &Shared) -> Result<(), ServeError> {
+    let unregistered = Unregistered::count(&shared.unregistered);
+    let connecting = incoming.accept()?;
+    let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| ServeError::Handshake)??;
+    let result = register_and_serve(&connection, shared, unregistered).await;
+    if let Err(error) = &result {
+        connection.close(error.close_code().into(), error.to_string().as_bytes());
+    }
+    result
+}
+
+async fn register_and_serve(
+    connection: &Connection,
+    shared: &Shared,
+    unregistered: Unregistered<'_>,
+) -> Result<(), ServeError> {
+    let peer = proven_peer(connection).ok_or(ServeError::Identity)?;
+    let first = timeout(REGISTER_TIMEOUT, first_message(connection)).await;
+    let (mut conversation, first) = first.map_err(|_| ServeError::NotRegistered)??;
+    let Request::Register(says) = first else { return Err(ServeError::NotRegistered) };
+
+    let (mailbox, outbox): (Mailbox, Outbox) = mailbox(connection.clone(), shared.limits.queued_bytes);
+    let (answer, registered) = oneshot::channel();
+    let event = Event::Register { peer, says, mailbox, answer };
+    shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
+    let registration = registered.await.map_err(|_| ServeError::Stopping)??;
+    drop(unregistered);
+
+    let Err(error) = conversation.run(registration, outbox, shared).await;
+    let _ = shared.events.send(Event::Departed(registration, error.departure())).await;
+    Err(error)
+}
+
+fn proven_peer(connection: &Connection) -> Option<PeerId> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    tls::proven_identity(&identity)
+}
+
+async fn first_message(connection: &Connection) -> Result<(Conversation, Request), ServeError> {
+    let (send, receive) = connection.accept_bi().await?;
+    let mut conversation = Conversation { send, receive, decoder: Decoder::default() };
+    let first = conversation.read().await?;
+    Ok((conversation, first))
+}
+
+/// The one stream of a connection.
+struct Conversation {
+    send: SendStream,
+    receive: RecvStream,
+    decoder: Decoder,
+}
+
+/// Nothing: a conversation only ever ends with an error.
+enum Never {}
+
+impl Conversation {
+    /// Cancel-safe: bytes that have been read wait in the decoder.
+    async fn read(&mut self) -> Result<Request, ServeError> {
+        loop {
+            if let Some(request) = self.decoder.poll()? {
+                return Ok(request);
+            }
+            match self.receive.read_chunk(READ, true).await? {
+                Some(chunk) => self.decoder.extend(&chunk.bytes),
+                None => return Err(ServeError::Finished),
+            }
+        }
+    }
+
+    async fn run(
+        &mut self,
+        registration: RegistrationId,
+        mut outbox: Outbox,
+        shared: &Shared,
+    ) -> Result<Never, ServeError> {
+        let mut pace = Bucket::default();
+        loop {
+            tokio::select! {
+                notice = outbox.next() => {
+                    let notice = notice.ok_or(ServeError::Stopping)?;
+                    let length = notice.len();
+                    // Not written: the peer has stopped the stream, or is gone. Reading tells which.
+                    self.send.write_chunk(notice).await.map_err(|_| ServeError::Stream)?;
+                    outbox.written(length);
+                }
+                request = self.read() => {
+                    let request = request?;
+                    while !pace.take(MESSAGES, Instant::now()) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    let event = Event::Request(registration, request);
+                    shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
+                }
+            }
+        }
+    }
+}

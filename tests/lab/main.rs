@@ -1,0 +1,35 @@
+//! The lab tests: real `rendezvous` and `peer` processes behind the kernel's own NAT. Run by `make test`; one test by
+//! `cargo test -p end-to-end --test lab -- NAME`.
+//!
+//! `LAB_LOG=peer=debug` shows what the programs log.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod dialling;
+mod garbage;
+mod matrix;
+mod transfer;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn trial(name: impl Into<String>, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
+    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+}
+
+fn main() -> std::process::ExitCode {
+    // Before any thread starts.
+    if let Err(error) = netsim::enter_user_namespace() {
+        eprintln!("no lab: {error}");
+        return std::process::ExitCode::FAILURE;
+    }
+    let mut arguments = Arguments::from_args();
+    // Most tests wait for the network, not for a processor.
+    arguments.test_threads.get_or_insert(4);
+    let mut trials = matrix::trials();
+    trials.extend(dialling::trials());
+    trials.extend(commands::trials());
+    trials.extend(transfer::trials());
+    trials.extend(garbage::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

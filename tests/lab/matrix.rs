@@ -1,0 +1,58 @@
+//! Every ordered pair of router kinds, once. `make matrix` does it many times.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use end_to_end::cell::{self, Expected, Outcome};
+use end_to_end::world::World;
+use libtest_mimic::Trial;
+use netsim::{InputPolicy, RouterKind};
+
+use crate::trial;
+
+/// A pair that is to stay relayed has this long to surprise us: some ten times what a direct path takes.
+const RELAY_PATIENCE: Duration = Duration::from_millis(2500);
+
+/// A pair that is to become direct may be slow on a busy machine.
+const DIRECT_PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (row, a) in RouterKind::ALL.into_iter().enumerate() {
+        for (column, b) in RouterKind::ALL.into_iter().enumerate() {
+            // Half of the cells with each policy here; all of them with both in `make matrix`.
+            let input = if (row + column) % 2 == 0 { InputPolicy::Drop } else { InputPolicy::Reject };
+            trials.push(trial(format!("matrix::{a}_dials_{b}"), move || cell(a, b, input)));
+        }
+    }
+    trials
+}
+
+fn cell(a: RouterKind, b: RouterKind, input: InputPolicy) -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let dialler = world.lab.add_site("a", cell::site(a, input))?;
+    let listener = world.lab.add_site("b", cell::site(b, input))?;
+    let expected = cell::expected(a, b);
+    if b == RouterKind::UdpBlocked {
+        return blocked_listener(&world, &listener.host(0));
+    }
+    let (_listening, id) = world.listener(&listener.host(0), "b", &["--echo"])?;
+    let patience = if expected == Expected::Direct { DIRECT_PATIENCE } else { RELAY_PATIENCE };
+    let outcome = cell::run(&world, &dialler.host(0), "a", &id, patience)?;
+    ensure!(cell::agrees(expected, &outcome), "expected {expected:?}, got {outcome:?}");
+    if let Outcome::None { why } = outcome {
+        ensure!(why.contains("UDP"), "the message does not name the cause: {why}");
+    }
+    Ok(())
+}
+
+/// Behind a router that lets no UDP out a listener cannot register, and must say why.
+fn blocked_listener(world: &World, host: &netsim::Host) -> anyhow::Result<()> {
+    let mut listener = world.peer(host, "b", &["listen", "--echo"])?;
+    let error = listener.named("error")?;
+    let message = error["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("UDP"), "the message does not name the cause: {message}");
+    let status = listener.wait(end_to_end::process::PATIENCE)?;
+    ensure!(status.code() == Some(3), "{status}");
+    Ok(())
+}

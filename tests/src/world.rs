@@ -1,0 +1,100 @@
+//! A lab with a rendezvous server in it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use netsim::{Host, Lab};
+use tempfile::TempDir;
+
+use crate::process::Program;
+
+/// One-way delay of a site's line, unless a test needs another: 20 ms to the middle, 40 ms from site to site.
+pub const SITE_DELAY: Duration = Duration::from_millis(20);
+
+/// A lab, a rendezvous server on its internet, and a place for keys.
+pub struct World {
+    /// The lab; sites are added to it.
+    pub lab: Lab,
+    /// The server's host.
+    pub server_host: Host,
+    /// The server.
+    pub server: Program,
+    /// The server's `rv://` address.
+    pub address: String,
+    directory: TempDir,
+}
+
+impl World {
+    /// Starts the server and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the lab or the server cannot be started.
+    pub fn new(seed: u64) -> anyhow::Result<Self> {
+        let directory = TempDir::new()?;
+        let mut lab = Lab::new(seed)?;
+        let server_host = lab.add_server("rendezvous")?;
+        let (server, address) = start_server(&server_host, &directory.path().join("server"))?;
+        Ok(Self { lab, server_host, server, address, directory })
+    }
+
+    /// The key file of a peer.
+    pub fn key(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name).join("key.pem")
+    }
+
+    /// Starts `peer` with this world's server and the key of `name`; `arguments` begin with the command.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn peer(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<Program> {
+        self.peer_with_server(host, name, &self.address, arguments)
+    }
+
+    /// The same with a server address of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn peer_with_server(
+        &self,
+        host: &Host,
+        name: &str,
+        server: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Program> {
+        let key = self.key(name);
+        let key = key.to_str().context("a temporary path in UTF-8")?;
+        let mut all = vec![arguments[0], "--json", "--server", server, "--key", key];
+        all.extend(&arguments[1..]);
+        Program::start(host, "peer", &all, true)
+    }
+
+    /// Starts a listener and waits until it is registered; its id.
+    ///
+    /// # Errors
+    ///
+    /// When it does not register.
+    pub fn listener(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<(Program, String)> {
+        let all: Vec<&str> = ["listen"].iter().chain(arguments).copied().collect();
+        let mut program = self.peer(host, name, &all)?;
+        let id = program.named("listening")?["id"].as_str().context("an id")?.to_owned();
+        Ok((program, id))
+    }
+}
+
+/// Starts `rendezvous serve` and waits until it says its address.
+///
+/// # Errors
+///
+/// When it does not get ready.
+pub fn start_server(host: &Host, state: &std::path::Path) -> anyhow::Result<(Program, String)> {
+    let state = state.to_str().context("a temporary path in UTF-8")?;
+    let ip = host.ipv4().to_string();
+    let mut server =
+        Program::start(host, "rendezvous", &["serve", "--json", "--state-dir", state, "--host", &ip], false)?;
+    let address = server.named("ready")?["address"].as_str().context("an address")?.to_owned();
+    Ok((server, address))
+}
