@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
-TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables ethtool:ethtool unshare:util-linux cc:gcc
+TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc
 RELEASE := target/release
 
 .PHONY: help demo test check fmt matrix garbage bench tools clean

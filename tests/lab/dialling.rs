@@ -16,6 +16,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("dialling::both_at_once_share_one_session", both_at_once),
         trial("dialling::five_peers_at_once_on_one_endpoint", five_at_once),
         trial("dialling::a_second_session_takes_the_path_of_the_first", a_second_session),
+        trial("dialling::ten_dials_at_once_to_one_peer_give_ten_sessions", ten_dials_at_once),
+        trial("dialling::a_dialled_peer_may_not_dial_back_uninvited", no_dialling_back),
         trial("dialling::ipv6_behind_firewalls_is_direct", ipv6_behind_firewalls),
     ]
 }
@@ -200,6 +202,65 @@ fn a_second_session() -> anyhow::Result<()> {
         ensure!(ask(&first, "one").await? == "one", "the end of one session ended another");
         Ok(())
     })
+}
+
+fn ten_dials_at_once() -> anyhow::Result<()> {
+    let mut world = World::new(9)?;
+    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
+    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
+    let dialler = on(&runtimes[0], endpoint(world.address.clone()))?;
+    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
+    let target = listener.id();
+    runtimes[1].spawn(async move {
+        while let Some(session) = listener.accept().await {
+            tokio::spawn(echo(session));
+        }
+    });
+    on(&runtimes[0], async move {
+        let dials: Vec<_> = (0..10)
+            .map(|number| {
+                let dialler = dialler.clone();
+                tokio::spawn(async move {
+                    let session = dialler.connect(target).await?;
+                    until_direct(&session).await?;
+                    let text = format!("dial {number}");
+                    ensure!(ask(&session, &text).await? == text);
+                    anyhow::Ok(session.stable_id())
+                })
+            })
+            .collect();
+        let mut connections = std::collections::BTreeSet::new();
+        for dial in dials {
+            connections.insert(dial.await??);
+        }
+        ensure!(connections.len() == 10, "{} connections", connections.len());
+        Ok(())
+    })
+}
+
+fn no_dialling_back() -> anyhow::Result<()> {
+    let mut world = World::new(10)?;
+    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
+    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
+    let address = world.address.clone();
+    let dialler = on(&runtimes[0], async move {
+        let nobody = peer::IntroductionPolicy::Only(Vec::new());
+        let endpoint = Endpoint::builder().server(address.parse()?).policy(nobody).bind().await?;
+        endpoint.online().await?;
+        Ok(endpoint)
+    })?;
+    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
+    let (target, origin) = (listener.id(), dialler.id());
+    let session = on(&runtimes[0], async move { Ok(dialler.connect(target).await?) })?;
+    on(&runtimes[1], async move {
+        let accepted = listener.accept().await.context("open")?;
+        let back = listener.connect(origin).await;
+        ensure!(back.is_err(), "a peer that admits nobody was dialled");
+        ensure!(accepted.close_reason().is_none(), "and the session that it asked for is gone");
+        Ok(())
+    })?;
+    ensure!(session.close_reason().is_none());
+    Ok(())
 }
 
 fn ipv6_behind_firewalls() -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! The lab tests: real `rendezvous` and `peer` processes behind the kernel's own NAT. Run by `make test`; one test by
 //! `cargo test -p end-to-end --test lab -- NAME`.
 //!
-//! `LAB_LOG=peer=debug` shows what the programs log.
+//! `LAB_LOG=peer=debug` shows what the programs and the library log.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,9 @@ fn main() -> std::process::ExitCode {
     if let Err(error) = netsim::enter_user_namespace() {
         eprintln!("no lab: {error}");
         return std::process::ExitCode::FAILURE;
+    }
+    if let Ok(filter) = std::env::var("LAB_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
     let mut arguments = Arguments::from_args();
     // Most tests wait for the network, not for a processor.

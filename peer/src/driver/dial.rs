@@ -22,6 +22,10 @@ use super::{AbortOnDrop, Driver, Event, Key};
 /// How long a dial may take from its beginning to a session.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a dial over a path that is already there may take before a new introduction is asked for: the other side may have been started
+/// anew without our having noticed.
+const KNOWN_PATH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often a fresh connection is asked whether its handshake is confirmed, for want of an event that says so.
 const CONFIRMATION_POLL: Duration = Duration::from_millis(1);
 
@@ -36,9 +40,13 @@ pub(super) struct Waiting {
 
 /// A dial on its way.
 pub(super) struct Dial {
+    /// Tells its handshake's end from those of other dials.
+    number: u64,
     reply: Reply,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
+    /// When to ask for a new introduction rather than wait for the known path.
+    pub(super) give_up_path: Option<Instant>,
     stage: Stage,
     /// Repeated to the next server when one does not know the target.
     first_flight: Vec<Vec<u8>>,
@@ -65,7 +73,7 @@ impl Stage {
             Self::Begun => "the dial did not begin",
             Self::Asked { .. } => "the rendezvous server made no introduction",
             Self::Introduced | Self::Yielded => {
-                "it was introduced, but nothing came back. Does its network, or this one, block UDP?"
+                "it was introduced, but nothing came back. Has it just gone, or does a network block UDP?"
             }
         }
     }
@@ -77,12 +85,14 @@ impl Driver {
             let _ = reply.send(Err(ConnectError::Refused(NotIntroduced::Oneself)));
             return;
         }
-        let live = self.remotes.iter().find(|(_, state)| state.peer == target && state.is_live());
-        if let Some((key, _)) = live {
+        let known = |state: &RemoteState| state.is_live() || state.is_dialling_anew();
+        let on_its_way = self.remotes.iter().find(|(_, state)| state.peer == target && known(state));
+        if let Some((key, _)) = on_its_way {
+            // There is a path, or there will be one: no introduction is needed.
             let key = *key;
-            self.dial_on(key, reply, now);
+            self.begin_handshake(key, reply, Stage::Introduced, (now, now));
         } else if self.servers.iter().any(|server| server.up().is_some()) {
-            self.dial_anew(target, reply, now);
+            self.dial_anew(target, reply, (now, now));
         } else if let Some(error) = self.all_down() {
             let _ = reply.send(Err(error.into()));
         } else {
@@ -125,17 +135,12 @@ impl Driver {
         }
     }
 
-    /// Another session with a remote endpoint that we have a path to: no introduction is needed.
-    fn dial_on(&mut self, key: Key, reply: Reply, now: Instant) {
-        self.begin_handshake(key, reply, Stage::Introduced, now);
-    }
-
-    fn dial_anew(&mut self, target: PeerId, reply: Reply, now: Instant) {
+    fn dial_anew(&mut self, target: PeerId, reply: Reply, (started, now): (Instant, Instant)) {
         let key = self.add_remote(target, Route::Capture, now);
-        self.begin_handshake(key, reply, Stage::Begun, now);
+        self.begin_handshake(key, reply, Stage::Begun, (started, now));
     }
 
-    fn begin_handshake(&mut self, key: Key, reply: Reply, stage: Stage, now: Instant) {
+    fn begin_handshake(&mut self, key: Key, reply: Reply, stage: Stage, (started, now): (Instant, Instant)) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let config = match config::client(&self.identity, state.peer, &state.remote) {
             Ok(config) => config,
@@ -154,14 +159,18 @@ impl Driver {
             }
         };
         let events = self.events_tx.clone();
+        let number = self.next_dial;
+        self.next_dial += 1;
         let handshake = tokio::spawn(async move {
             let result = connecting.await;
-            let _ = events.send(Event::Dialled { key, result }).await;
+            let _ = events.send(Event::Dialled { key, dial: number, result }).await;
         });
         state.dials.push(Dial {
+            number,
             reply,
-            started: now,
-            deadline: now + DIAL_TIMEOUT,
+            started,
+            deadline: started + DIAL_TIMEOUT,
+            give_up_path: (stage == Stage::Introduced).then_some(now + KNOWN_PATH_TIMEOUT),
             stage,
             first_flight: Vec::new(),
             handshake: Some(AbortOnDrop(handshake)),
@@ -171,10 +180,9 @@ impl Driver {
     /// quinn has produced a first flight: ask for the introduction that carries it.
     pub(super) fn flight_captured(&mut self, key: Key, _now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let flight = state.remote.take_captured();
-        let Some(dial) = state.dials.first_mut() else { return };
-        if dial.stage == Stage::Begun {
-            dial.first_flight = flight;
+        // What is captured later waits for the introduction.
+        if let Some(dial) = state.dials.first_mut().filter(|dial| dial.stage == Stage::Begun) {
+            dial.first_flight = state.remote.take_captured();
             self.ask(key, 0);
         }
     }
@@ -284,6 +292,7 @@ impl Driver {
             self.remotes.values_mut().find(|state| state.introduction_id() == Some((server, introduction)));
         if let Some(state) = state {
             tracing::debug!(peer = %state.peer.short(), "the introduction was closed");
+            state.close_introduction();
         }
     }
 
@@ -293,6 +302,12 @@ impl Driver {
             incoming.ignore();
             return;
         };
+        let awaited = state.dials.iter().any(|dial| dial.stage == Stage::Yielded);
+        if !awaited && !self.policy.admits(state.peer) {
+            // It knows a path to us because we dialled it, and that is no invitation.
+            incoming.refuse();
+            return;
+        }
         let config = match config::server(&self.identity, Some((state.peer, &state.remote))) {
             Ok(config) => config,
             Err(error) => {
@@ -309,9 +324,15 @@ impl Driver {
     }
 
     /// A handshake that we began has ended.
-    pub(super) fn dialled(&mut self, key: Key, result: Result<Connection, ConnectionError>, now: Instant) {
+    pub(super) fn dialled(
+        &mut self,
+        key: Key,
+        dial: u64,
+        result: Result<Connection, ConnectionError>,
+        now: Instant,
+    ) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(place) = state.dials.iter().position(|dial| dial.stage == Stage::Introduced) else { return };
+        let Some(place) = state.dials.iter().position(|other| other.number == dial) else { return };
         match result {
             Ok(connection) => {
                 let dial = state.dials.remove(place);
@@ -355,6 +376,11 @@ impl Driver {
             let session = state.news.session(connection, state.peer, dial.started);
             state.sessions.push(session.downgrade());
             let _ = dial.reply.send(Ok(session));
+            // Dials beyond the first want sessions of their own.
+            let more: Vec<Dial> = state.dials.extract_if(.., |dial| dial.stage == Stage::Yielded).collect();
+            for dial in more {
+                self.begin_handshake(key, dial.reply, Stage::Introduced, (dial.started, now));
+            }
         } else {
             let session = state.news.session(connection, state.peer, state.introduced_at.unwrap_or(now));
             state.sessions.push(session.downgrade());
@@ -375,6 +401,12 @@ impl Driver {
             let dial = state.dials.remove(place);
             let stage = dial.stage.missing();
             let _ = dial.reply.send(Err(ConnectError::TimedOut { peer, stage, limit: DIAL_TIMEOUT }));
+        }
+        let stale: Vec<Dial> =
+            state.dials.extract_if(.., |dial| dial.give_up_path.is_some_and(|limit| limit <= now)).collect();
+        for dial in stale {
+            tracing::debug!(peer = %peer.short(), "no answer over the known path: asking for an introduction");
+            self.dial_anew(peer, dial.reply, (dial.started, now));
         }
         self.remove_if_over(key, now);
     }

@@ -64,7 +64,7 @@ pub(crate) enum Event {
     /// A QUIC handshake begins.
     Incoming(Box<quinn::Incoming>),
     /// A handshake that we began has ended.
-    Dialled { key: Key, result: Result<Connection, ConnectionError> },
+    Dialled { key: Key, dial: u64, result: Result<Connection, ConnectionError> },
     /// A handshake that the other side began has ended.
     Accepted { key: Key, result: Result<Connection, ConnectionError> },
     /// The other side has confirmed the handshake: data may overtake it no longer.
@@ -102,6 +102,7 @@ pub(crate) struct Driver {
     waiting: Vec<dial::Waiting>,
     next_remote: u64,
     next_request: u64,
+    next_dial: u64,
     next_sweep: Instant,
     shutdown: Option<Shutdown>,
 }
@@ -136,6 +137,7 @@ impl Driver {
             waiting: Vec::new(),
             next_remote: 1,
             next_request: 1,
+            next_dial: 1,
             next_sweep: Instant::now() + SWEEP,
             shutdown: None,
         };
@@ -190,7 +192,7 @@ impl Driver {
             Event::ServerDown { server, error } => self.server_down(server, error),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),
             Event::Incoming(incoming) => self.incoming(*incoming),
-            Event::Dialled { key, result } => self.dialled(key, result, now),
+            Event::Dialled { key, dial, result } => self.dialled(key, dial, result, now),
             Event::Accepted { key, result } => self.accepted(key, result, now),
             Event::Confirmed { key } => self.confirmed(key, now),
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),

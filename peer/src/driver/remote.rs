@@ -18,8 +18,9 @@ use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 use super::dial::Dial;
 use super::{Driver, Key};
 
-/// How long an introduction may stay without a session.
-const UNUSED: Duration = Duration::from_secs(30);
+/// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
+/// more over the path that it knows.
+const UNUSED: Duration = Duration::from_secs(20);
 
 /// Everything about one remote endpoint.
 pub(super) struct RemoteState {
@@ -50,6 +51,8 @@ struct Introduced {
     channel: Channel,
     agent: Agent,
     ufrag: String,
+    /// The other side has left it, or is gone.
+    closed: bool,
 }
 
 impl RemoteState {
@@ -63,9 +66,21 @@ impl RemoteState {
         (introduced.server == server).then_some(introduced.registration)
     }
 
+    /// The other side has left the introduction: what runs goes on, but nothing new begins here.
+    pub(super) fn close_introduction(&mut self) {
+        if let Some(introduced) = &mut self.introduction {
+            introduced.closed = true;
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.introduction.as_ref().is_none_or(|introduced| introduced.closed)
+    }
+
     /// Whether there is a session on it and so a path to it.
     pub(super) fn is_live(&self) -> bool {
-        self.has_connections()
+        !self.is_closed()
+            && self.has_connections()
             && self.sessions.iter().any(|session| {
                 session.connection().is_some_and(|connection| connection.close_reason().is_none())
             })
@@ -88,7 +103,8 @@ impl RemoteState {
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let agent = self.introduction.as_ref().and_then(|introduced| introduced.agent.poll_timeout());
-        let dials = self.dials.iter().map(|dial| dial.deadline);
+        let dials =
+            self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
         agent.map(|(wake, _)| wake).into_iter().chain(dials).min()
     }
 
@@ -186,6 +202,7 @@ impl Driver {
             channel: introduction.channel,
             agent,
             ufrag,
+            closed: false,
         });
         self.socket.update(|table| {
             table.channels.insert((up.relay, introduction.channel), key);
@@ -310,9 +327,12 @@ impl Driver {
     pub(super) fn remove_if_over(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         state.sessions.retain(|session| session.connection().is_some());
-        // Introduced, but the handshake has not come yet.
-        let expected = state.introduction.is_some() && !state.confirmed && now < state.keep_until;
-        if state.has_connections() || !state.dials.is_empty() || expected {
+        if state.has_connections() {
+            state.keep_until = now + UNUSED;
+            return;
+        }
+        let expected = state.introduction.is_some() && !state.is_closed() && now < state.keep_until;
+        if !state.dials.is_empty() || expected {
             return;
         }
         tracing::debug!(peer = %state.peer.short(), "no session left");
