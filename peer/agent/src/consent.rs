@@ -1,40 +1,36 @@
-//! Consent on the selected path (RFC 7675).
+//! Freshness of the permission to send on the selected path (RFC 7675).
 
 use std::time::{Duration, Instant};
 
-use rand::Rng as _;
-use rand::rngs::StdRng;
+use rand::Rng;
 
-use crate::timers::{CONSENT_EXPIRY, CONSENT_INTERVAL};
+use crate::config::Timers;
 
-/// When the next consent check is due, and until when consent lasts.
+/// The consent of one path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Consent {
+    /// When the next check of it is due.
     pub(crate) next_check: Instant,
-    last_answer: Instant,
+    /// When it is lost.
+    pub(crate) expires: Instant,
 }
 
 impl Consent {
-    pub(crate) fn new(now: Instant, random: &mut StdRng) -> Self {
-        Self { next_check: now + interval(random), last_answer: now }
+    /// Given just now.
+    pub(crate) fn given(timers: &Timers, rng: &mut impl Rng, now: Instant) -> Self {
+        Self { next_check: now + interval(timers, rng), expires: now + timers.consent_timeout }
     }
 
-    /// A check was answered.
-    pub(crate) fn answered(&mut self, now: Instant) {
-        self.last_answer = now;
+    pub(crate) fn renew(&mut self, timers: &Timers, now: Instant) {
+        self.expires = now + timers.consent_timeout;
     }
 
-    /// A check was sent.
-    pub(crate) fn checked(&mut self, now: Instant, random: &mut StdRng) {
-        self.next_check = now + interval(random);
-    }
-
-    pub(crate) fn expires(&self) -> Instant {
-        self.last_answer + CONSENT_EXPIRY
+    pub(crate) fn schedule(&mut self, timers: &Timers, rng: &mut impl Rng, now: Instant) {
+        self.next_check = now + interval(timers, rng);
     }
 }
 
-/// Randomised so that the checks of many sessions do not fall together (RFC 7675, 5.1).
-fn interval(random: &mut StdRng) -> Duration {
-    CONSENT_INTERVAL.mul_f64(random.random_range(0.8..1.2))
+/// RFC 7675, 5.1: the interval is randomised from 0.8 to 1.2 times its basic value, so that checks do not fall into step.
+fn interval(timers: &Timers, rng: &mut impl Rng) -> Duration {
+    timers.consent_interval.mul_f64(rng.random_range(0.8..=1.2))
 }

@@ -1,64 +1,154 @@
-//! Finds a direct path between two introduced peers: candidates, connectivity checks and path choice as one pure state machine
-//! after ICE (RFC 8445), for one data stream with one component.
+//! Finds, proves, chooses and watches direct paths between two peers that were introduced to each other.
 //!
-//! # The loop
+//! An [`Agent`] is one side of one introduction. It speaks ICE (RFC 8445) with consent freshness (RFC 7675) for one
+//! component, from UDP sockets bound to the unspecified address, one per family. It does no I/O and has no clock, no
+//! lock and no task: datagrams and `now` go in, datagrams, events and the next wake-up come out. The same seed and
+//! the same inputs give the same packets.
 //!
-//! An [`Agent`] does no I/O and reads no clock. Its owner
+//! ```
+//! # use std::time::Instant;
+//! # use peer_agent::{Agent, Config, Event, SocketId};
+//! # use rendezvous_wire::{Candidate, message::{Credentials, Role}};
+//! # fn send(_: peer_agent::Transmit) {}
+//! # fn example(local: Credentials, remote: Credentials, candidates: &[Candidate], theirs: &[Candidate], now: Instant)
+//! #     -> Result<(), Box<dyn std::error::Error>> {
+//! let mut agent = Agent::new(Config::new(Role::Controlling, local, remote, 7), now)?;
+//! agent.add_socket(SocketId(0), "0.0.0.0:4000".parse::<std::net::SocketAddr>()?.into(), candidates, now);
+//! for candidate in theirs {
+//!     agent.add_remote_candidate(*candidate, now);
+//! }
+//! // Then, for as long as the introduction lives, with the time of each turn:
+//! agent.handle_timeout(now); // or handle_datagram(socket, source, bytes, now)
+//! while let Some(transmit) = agent.poll_transmit() {
+//!     send(transmit);
+//! }
+//! while let Some(event) = agent.poll_event() {
+//!     if let Event::Selected(selected) = event {
+//!         println!("data goes to {}", selected.path);
+//!     }
+//! }
+//! let wake_up = agent.poll_timeout();
+//! # Ok(()) }
+//! ```
 //!
-//! 1. makes one when an introduction arrives, names the sockets and the other side's candidates;
-//! 2. hands it every STUN message that is meant for it ([`Agent::handle_message`]);
-//! 3. calls [`Agent::handle_timeout`] at the moment that [`Agent::poll_timeout`] names;
-//! 4. after each of these sends what [`Agent::poll_transmit`] gives and obeys what [`Agent::poll_event`] tells.
+//! # How it goes
 //!
-//! The same inputs at the same times and the same seed give the same outputs.
+//! A *round* gives every pair a *volley* of up to seven checks in four seconds. The controlling side selects the
+//! first path that is proven, nominates it, and moves when a clearly better one ([`better`]) is proven within the
+//! next second; the controlled side follows. Then the other pairs are given up, and consent checks keep the selected
+//! path. When it is lost, or when a round finds nothing, rounds are repeated, ever more rarely, but for ever.
+//!
+//! At zero loss the first path is proven one round trip after the introduction, which no protocol can beat: the first
+//! checks leave at once. When one side hears of the introduction later than the other, its NAT is still closed to
+//! the other's first check only if it is later by more than the one-way delay between the two; since both are told
+//! at the same moment by one server, the triangle inequality speaks against that. If it happens all the same, the late
+//! side's check triggers one that arrives.
 //!
 //! # Out of scope
 //!
-//! Gathering candidates, allocating relays, and the relayed path itself: the session runs over the relay all the while, so
-//! the agent knows no relayed candidates.
+//! The relay (data is there before and after a direct path; it is no candidate here), gathering, more than one
+//! component, ICE-lite, and everything of RFC 8838 but that candidates may come at any time.
 //!
 //! # Where it departs from RFC 8445
 //!
-//! ## A base is a socket
+//! ## A pair is a socket and a remote address
 //!
-//! A peer has one socket per address family, bound to every address of the machine; the kernel picks the source address. So a
-//! pair is a socket and a remote address ([`Path`]), and local candidates serve only to compute priorities (5.1.2.1).
+//! Two local candidates of one unspecified-address socket make the same packets, so they are one pair from the start
+//! (6.1.2.4 prunes them later). A mapping that a response reveals (7.2.5.3.1) is reported ([`Event::Mapped`],
+//! [`PairReport::mapped`]) and makes no local candidate.
 //!
-//! ## No foundations, no freezing (6.1.2.6)
+//! ## No foundations, nothing frozen
 //!
-//! With one component there is little to learn from one pair about another. All pairs start in the waiting state.
+//! All pairs begin Waiting (6.1.2.6). Freezing saves checks where many components and streams share their fate; there
+//! is one component here.
 //!
-//! ## Pacing has a depth (14.2)
+//! ## The first checks go by likelihood
 //!
-//! Ta is 5 ms as the standard has it, as a token bucket that holds four: the first four checks leave at once. A private address that
-//! happens to rank first does not then delay the pair that works.
+//! Not by priority alone (6.1.4.2): mappings elsewhere and global addresses first, private addresses first only when
+//! both sides have the same mapped address. By the book the check that works waits behind every private address of
+//! the other site.
 //!
-//! ## Shorter retransmission timeouts (14.3)
+//! ## Ta is 10 ms, a burst of four may leave together, and each agent has its own pace
 //!
-//! The standard's 500 ms protect a network from agents with many components. Here a lost check is repeated after 200 ms: below the RTT of a long path
-//! that costs one needless packet of 100 bytes, and at 5 % loss it decides how soon a path is direct. See [`timers`].
+//! 14.2 has 50 ms, no bursts, and one pace for all agents of a host. The average of an agent stays within what 14.2
+//! allows at least; triggered, nominating and consent checks may run ahead by eight more, for which the others wait.
+//! A host that is introduced to hundreds of peers at once wants a limit of its own around the agents.
 //!
-//! ## The controlling side selects before it nominates, and may nominate again (8.1.1, 12.1)
+//! ## Shorter RTO, and no retransmissions but new transactions
 //!
-//! A pair that is valid may carry data at once (12.1), so the controlling side selects its first valid pair and nominates it in the same moment. When a
-//! clearly better pair becomes valid, it nominates that one; the controlled side follows the latest nomination.
+//! 14.3 has an RTO of at least 500 ms. With 200 ms a lost check costs 200 ms; a path slower than that costs a few
+//! needless packets. Every check is a transaction of its own, as RFC 7675 has it for consent, and an answer to any
+//! proves the pair: the round-trip time is never ambiguous, and a slow path is proven by its first check however many
+//! followed. A volley is seven checks, as Rc, and fails after 6 s instead of 39.5 s.
 //!
-//! ## Failure is not final (8.1.2)
+//! ## A triggered check brings the volley forward
 //!
-//! When every pair has failed, the session is on the relay and nothing is lost; a new round begins after a pause that grows from 2 s to 60 s.
+//! 7.3.1.4 cancels the transaction in progress and starts another. Here the next check of the volley goes out at
+//! once, and the earlier ones can still be answered.
 //!
-//! ## Binding indications are not used for keep-alive (11)
+//! ## It never fails
 //!
-//! Consent checks on the selected pair (RFC 7675) keep its bindings open.
+//! 8.1.2 ends in a Failed checklist. Here rounds are repeated 8, 16, 32, 64, 128, 192 ... s after the introduction,
+//! at the same moments on both sides: a filtering NAT lets a check in only while the other side is sending as well.
+//!
+//! ## Renomination
+//!
+//! 8.1.1 nominates once. Here the controlling side uses the first proven path at once (12.1 allows that) and nominates
+//! again when a better one turns up. The controlled side follows the nomination that came last. All checks of the
+//! controlling side on its selected path carry USE-CANDIDATE, consent checks too, so an old nomination that was
+//! overtaken on its way misleads for one consent interval at most; to make that rare, a nomination waits up to a
+//! second for the answer to the one before.
+//!
+//! ## A restart keeps the credentials
+//!
+//! [`Agent::restart`] checks all pairs again (section 9 would exchange new credentials through the server first). The
+//! selected path stays, but gets one volley to show that it lives, and after three unanswered checks any other proven
+//! path takes over. The same doubt befalls it when a new path proves itself out of the blue: the other side has moved.
+//!
+//! ## Silence
+//!
+//! What is not authentic gets no answer, not even the 400 or 401 of RFC 8489, 9.1.3. FINGERPRINT is sent and, where
+//! there is one, verified; it is not demanded.
+//!
+//! ## Bounds
+//!
+//! [`MAX_CANDIDATES`](rendezvous_wire::candidate::MAX_CANDIDATES) named and [`MAX_PEER_REFLEXIVE`] learnt candidates,
+//! [`MAX_PAIRS`] pairs (6.1.2.5). Addresses that are never a peer's
+//! ([`is_probeable`](rendezvous_wire::candidate::is_probeable)) are neither sent to nor heard.
 
 #![forbid(unsafe_code)]
 
 mod agent;
+mod checklist;
+mod choice;
+mod config;
 mod consent;
-mod pair;
+mod event;
+mod inbound;
+mod likelihood;
+mod pacing;
+mod path;
 mod report;
+mod rounds;
+mod schedule;
 mod selection;
-pub mod timers;
+mod transaction;
+mod volley;
 
-pub use agent::{Agent, Config, Deselection, Event, Family, Path, Selected, SocketId, Transmit};
-pub use report::{PairReport, PairState};
+pub use agent::Agent;
+pub use config::{Config, MAX_PAIRS, MAX_PEER_REFLEXIVE, RC, Timers};
+pub use event::{DeselectReason, Event, Selected, Transmit};
+pub use path::{Family, Path, SocketId};
+pub use report::{CheckError, PairReport, PairState};
+pub use selection::{CLEARLY_FASTER, CLEARLY_FASTER_PERCENT, KIND_MAY_COST, Measured, better};
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    /// The one instant that tests take from the clock: there is no other way to make one.
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for a virtual clock")]
+    pub(crate) fn origin() -> Instant {
+        Instant::now()
+    }
+}

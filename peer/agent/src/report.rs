@@ -1,46 +1,70 @@
-//! What was tried and what came of it.
+//! What was tried and what came of it: the answer to "why am I relayed?"
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rendezvous_wire::candidate::CandidateKind;
+use rendezvous_wire::CandidateKind;
 
-use crate::agent::Path;
+use crate::path::Path;
 
-/// How far a pair has come (RFC 8445, 6.1.2.6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// State of a pair (RFC 8445, 6.1.2.6, without Frozen).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PairState {
-    /// Not checked yet.
+    /// Not checked yet in this round.
     Waiting,
-    /// Checks are on their way.
+    /// Checked, not answered yet.
     InProgress,
-    /// Proven in both directions.
+    /// A check was answered.
     Succeeded,
     /// No check was answered.
     Failed,
-    /// Given up since another pair was selected.
-    Abandoned,
+    /// Given up in favour of the selected path.
+    Superseded,
 }
 
-/// One pair of this session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a pair has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
+pub enum CheckError {
+    /// No answer.
+    #[error("no answer")]
+    Timeout,
+    /// The answer came from another address than the check was sent to (RFC 8445, 7.2.5.2.1).
+    #[error("answered from another address")]
+    NotSymmetric,
+    /// An authentic error response.
+    #[error("refused with error {0}")]
+    Refused(u16),
+    /// The path was in use and consent was lost (RFC 7675).
+    #[error("was in use and went silent")]
+    ConsentLost,
+}
+
+/// A pair that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairReport {
-    /// Our socket and the other side's address.
+    /// The pair.
     pub path: Path,
-    /// How the other side's address was learnt.
+    /// The kind of the remote candidate.
     pub remote_kind: CandidateKind,
-    /// How far it has come.
+    /// Pair priority (RFC 8445, 6.1.2.3).
+    pub priority: u64,
+    /// State in the running or the last round.
     pub state: PairState,
-    /// Checks sent on it so far.
-    pub checks_sent: u32,
-    /// Whether an authentic check of the other side has arrived on it.
-    pub heard_from: bool,
-    /// Round-trip time of the latest answered check.
-    pub rtt: Option<Duration>,
-    /// The address that the other side saw our check come from.
-    pub mapped: Option<SocketAddr>,
-    /// Whether it carries data.
+    /// Whether data uses it.
     pub selected: bool,
+    /// Checks sent since the agent began.
+    pub checks_sent: u64,
+    /// Checks answered since the agent began.
+    pub checks_answered: u64,
+    /// Authentic checks of the other side that came on it. More than zero while none of ours is answered: the path
+    /// works one way.
+    pub checks_received: u64,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Our address as the other side last saw it on this pair.
+    pub mapped: Option<SocketAddr>,
+    /// Why it failed, in the running round or the last one that has ended.
+    pub error: Option<CheckError>,
 }

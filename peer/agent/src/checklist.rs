@@ -1,0 +1,288 @@
+//! Sockets, remote candidates, and the pairs that they make (RFC 8445, section 6.1.2).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use rendezvous_wire::candidate::{MAX_CANDIDATES, is_probeable};
+use rendezvous_wire::message::Role;
+use rendezvous_wire::{Candidate, CandidateKind};
+
+use crate::config::{MAX_PAIRS, MAX_PEER_REFLEXIVE};
+use crate::likelihood::{Neighbourhood, likelihood};
+use crate::path::{Family, Path, SocketId};
+use crate::report::{CheckError, PairState};
+use crate::selection::Measured;
+use crate::volley::Volley;
+
+/// How long a learnt candidate keeps its place. Two sides whose NATs change the mapping with every destination but let
+/// everything in would otherwise show each other new addresses for ever, as fast as the line allows.
+const LEARNT_LIFETIME: Duration = Duration::from_secs(60);
+
+/// One of our sockets.
+#[derive(Debug)]
+struct Socket {
+    id: SocketId,
+    family: Family,
+    /// The candidate priority of the base (RFC 8445, 5.1.2.1).
+    priority: u32,
+}
+
+/// A candidate of the other side.
+#[derive(Debug, Clone, Copy)]
+struct Remote {
+    candidate: Candidate,
+    /// When it was learnt from a check; `None` when the other side has named it.
+    learnt: Option<Instant>,
+}
+
+/// A candidate pair and everything known about it.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) path: Path,
+    pub(crate) kind: CandidateKind,
+    pub(crate) state: PairState,
+    pub(crate) volley: Option<Volley>,
+    /// When a check of it was last answered, if that was since checks last began anew.
+    pub(crate) proven: Option<Instant>,
+    /// Smoothed.
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) mapped: Option<SocketAddr>,
+    pub(crate) error: Option<CheckError>,
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    pub(crate) requests: u64,
+    pub(crate) source_known: bool,
+    /// Place in the order of first checks, smallest first.
+    pub(crate) order: usize,
+}
+
+impl Pair {
+    fn new(path: Path, kind: CandidateKind) -> Self {
+        Self {
+            path,
+            kind,
+            state: PairState::Waiting,
+            volley: None,
+            proven: None,
+            rtt: None,
+            mapped: None,
+            error: None,
+            sent: 0,
+            answered: 0,
+            requests: 0,
+            source_known: false,
+            order: 0,
+        }
+    }
+
+    pub(crate) fn measured(&self) -> Option<Measured> {
+        Some(Measured { rtt: self.rtt?, remote_kind: self.kind, remote: self.path.remote })
+    }
+
+    /// RFC 6298, section 2: a new sample weighs an eighth. The first since checks began anew stands alone: the network
+    /// may be another.
+    pub(crate) fn note_rtt(&mut self, sample: Duration) {
+        let earlier = self.rtt.filter(|_| self.proven.is_some());
+        self.rtt = Some(earlier.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+    }
+}
+
+/// Sockets, remote candidates and pairs.
+#[derive(Debug, Default)]
+pub(crate) struct Checklist {
+    sockets: Vec<Socket>,
+    remotes: Vec<Remote>,
+    pub(crate) pairs: Vec<Pair>,
+    local: Vec<Candidate>,
+    controlled: bool,
+}
+
+impl Checklist {
+    pub(crate) fn set_role(&mut self, role: Role) {
+        self.controlled = role == Role::Controlled;
+        self.reorder();
+    }
+
+    /// Adds a socket, or replaces what was known of it. True when it is new.
+    pub(crate) fn add_socket(&mut self, id: SocketId, family: Family, local: &[Candidate]) -> bool {
+        for candidate in local.iter().filter(|candidate| Family::from(candidate.address) == family) {
+            if !self.local.contains(candidate) && self.local.len() < 4 * MAX_CANDIDATES {
+                self.local.push(*candidate);
+            }
+        }
+        let hosts = local.iter().filter(|candidate| candidate.kind == CandidateKind::Host);
+        let of_family = hosts.filter(|candidate| Family::from(candidate.address) == family);
+        let default = CandidateKind::Host.priority(u16::MAX);
+        let priority = of_family.map(|candidate| candidate.priority).max().unwrap_or(default);
+        if let Some(socket) = self.sockets.iter_mut().find(|socket| socket.id == id) {
+            *socket = Socket { id, family, priority };
+            self.reorder();
+            return false;
+        }
+        self.sockets.push(Socket { id, family, priority });
+        for index in 0..self.remotes.len() {
+            self.pair(id, self.remotes[index].candidate);
+        }
+        self.reorder();
+        true
+    }
+
+    pub(crate) fn family(&self, socket: SocketId) -> Option<Family> {
+        self.sockets.iter().find(|known| known.id == socket).map(|known| known.family)
+    }
+
+    /// PRIORITY of a check: that of a peer-reflexive candidate of this base (RFC 8445, 7.1.1).
+    pub(crate) fn peer_reflexive_priority(&self, socket: SocketId) -> u32 {
+        let base = self.sockets.iter().find(|known| known.id == socket).map_or(0, |known| known.priority);
+        (CandidateKind::PeerReflexive.type_preference() << 24) | (base & 0x00ff_ffff)
+    }
+
+    /// Whether an address is one of our candidates.
+    pub(crate) fn is_local(&self, address: SocketAddr) -> bool {
+        self.local.iter().any(|candidate| candidate.address == address)
+    }
+
+    /// Adds what the other side names. `keep` is never thrown out to make room.
+    pub(crate) fn add_named(&mut self, candidate: Candidate, keep: Option<Path>) {
+        let keep = keep.map(|path| path.remote);
+        let known = |remote: &Remote| remote.candidate.address == candidate.address;
+        if let Some(remote) = self.remotes.iter_mut().find(|remote| known(remote)) {
+            // Signalling has caught up with a check (RFC 8838, section 11.4).
+            *remote = Remote { candidate, learnt: None };
+            let same = self.pairs.iter_mut().filter(|pair| pair.path.remote == candidate.address);
+            same.for_each(|pair| pair.kind = candidate.kind);
+        } else if is_probeable(candidate.address) && self.make_room(None, MAX_CANDIDATES, keep) {
+            self.add(candidate, None);
+        }
+        self.reorder();
+    }
+
+    /// The pair on which an authentic check has come, made if need be (RFC 8445, 7.3.1.3).
+    pub(crate) fn learn(
+        &mut self,
+        path: Path,
+        priority: u32,
+        keep: Option<Path>,
+        now: Instant,
+    ) -> Option<usize> {
+        if self.position(path).is_none() {
+            let known = |remote: &&Remote| remote.candidate.address == path.remote;
+            if let Some(remote) = self.remotes.iter().find(known) {
+                self.pair(path.socket, remote.candidate);
+            } else if self.make_room(Some(now), MAX_PEER_REFLEXIVE, keep.map(|path| path.remote)) {
+                let kind = CandidateKind::PeerReflexive;
+                self.add(Candidate { kind, address: path.remote, priority }, Some(now));
+            }
+            self.reorder();
+        }
+        self.position(path)
+    }
+
+    pub(crate) fn position(&self, path: Path) -> Option<usize> {
+        self.pairs.iter().position(|pair| pair.path == path)
+    }
+
+    pub(crate) fn get(&self, path: Path) -> Option<&Pair> {
+        self.pairs.iter().find(|pair| pair.path == path)
+    }
+
+    pub(crate) fn get_mut(&mut self, path: Path) -> Option<&mut Pair> {
+        self.pairs.iter_mut().find(|pair| pair.path == path)
+    }
+
+    /// RFC 8445, 6.1.2.3.
+    pub(crate) fn priority(&self, pair: &Pair) -> u64 {
+        let local = self.sockets.iter().find(|socket| socket.id == pair.path.socket);
+        let remote = self.remotes.iter().find(|remote| remote.candidate.address == pair.path.remote);
+        let ours = u64::from(local.map_or(0, |socket| socket.priority));
+        let theirs = u64::from(remote.map_or(0, |remote| remote.candidate.priority));
+        let (controlling, controlled) = if self.controlled { (theirs, ours) } else { (ours, theirs) };
+        (controlling.min(controlled) << 32)
+            .saturating_add(2 * controlling.max(controlled))
+            .saturating_add(u64::from(controlling > controlled))
+    }
+
+    /// Whether there is, or could be made, room for one more candidate of its sort: named, or learnt now. What is
+    /// thrown out is the oldest that is not proven; a learnt one only after [`LEARNT_LIFETIME`].
+    fn make_room(&mut self, learnt: Option<Instant>, most: usize, keep: Option<SocketAddr>) -> bool {
+        let of_sort = |remote: &&Remote| remote.learnt.is_some() == learnt.is_some();
+        if self.remotes.iter().filter(of_sort).count() < most {
+            return true;
+        }
+        let pairs = &self.pairs;
+        let expendable = |remote: &Remote| {
+            let young = remote.learnt.zip(learnt).is_some_and(|(then, now)| now < then + LEARNT_LIFETIME);
+            let of_remote = |pair: &&Pair| pair.path.remote == remote.candidate.address;
+            let proven = pairs.iter().filter(of_remote).any(|pair| pair.proven.is_some());
+            !(young || proven || Some(remote.candidate.address) == keep)
+        };
+        let oldest = self.remotes.iter().position(|remote| of_sort(&remote) && expendable(remote));
+        let Some(oldest) = oldest else { return false };
+        let gone = self.remotes.remove(oldest).candidate.address;
+        self.pairs.retain(|pair| pair.path.remote != gone);
+        true
+    }
+
+    fn add(&mut self, candidate: Candidate, learnt: Option<Instant>) {
+        self.remotes.push(Remote { candidate, learnt });
+        for index in 0..self.sockets.len() {
+            self.pair(self.sockets[index].id, candidate);
+        }
+    }
+
+    fn pair(&mut self, socket: SocketId, candidate: Candidate) {
+        let path = Path { socket, remote: candidate.address };
+        let fits = self.family(socket) == Some(candidate.address.into());
+        if fits && self.pairs.len() < MAX_PAIRS && self.position(path).is_none() {
+            self.pairs.push(Pair::new(path, candidate.kind));
+        }
+    }
+
+    /// Puts the pairs into the order of their first checks: by likelihood, then in turns of socket and kind (so that
+    /// four temporary IPv6 addresses do not go before the one IPv4 mapping), then by priority.
+    fn reorder(&mut self) {
+        let neighbourhood =
+            Neighbourhood::new(&self.local, self.remotes.iter().map(|remote| &remote.candidate));
+        let mut keys: Vec<_> = (self.pairs.iter().enumerate())
+            .map(|(index, pair)| {
+                let class = likelihood(pair.kind, pair.path.remote.ip(), &neighbourhood);
+                (class, u64::MAX - self.priority(pair), pair.path, pair.kind, index)
+            })
+            .collect();
+        keys.sort_unstable();
+        let mut turns: Vec<(u8, SocketId, CandidateKind, usize)> = Vec::new();
+        let mut order: Vec<_> = (keys.into_iter().enumerate())
+            .map(|(place, (class, _, path, kind, index))| {
+                let group = |turn: &&mut (u8, SocketId, CandidateKind, usize)| {
+                    (turn.0, turn.1, turn.2) == (class, path.socket, kind)
+                };
+                let nth = match turns.iter_mut().find(group) {
+                    Some(turn) => {
+                        turn.3 += 1;
+                        turn.3
+                    }
+                    None => {
+                        turns.push((class, path.socket, kind, 0));
+                        0
+                    }
+                };
+                (class, nth, place, index)
+            })
+            .collect();
+        order.sort_unstable();
+        for (place, (.., index)) in order.into_iter().enumerate() {
+            self.pairs[index].order = place;
+        }
+    }
+}
+
+/// Whether an IP address belongs to a site and not to the Internet (RFC 1918, RFC 6598, RFC 4193).
+pub(crate) fn is_site_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            ip.is_private() || (a == 100 && b & 0xc0 == 64)
+        }
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
