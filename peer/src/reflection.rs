@@ -56,6 +56,8 @@ pub(crate) struct Reflection {
     random: StdRng,
     /// What the signalling connection's source looked like to the server.
     observed: SocketAddr,
+    /// The relay has answered that it does not know the registration.
+    disowned: bool,
 }
 
 impl Reflection {
@@ -85,7 +87,14 @@ impl Reflection {
             probes: probes.collect(),
             random: StdRng::seed_from_u64(seed),
             observed,
+            disowned: false,
         })
+    }
+
+    /// Whether the relay knows the registration no longer: the server has been started anew, or the lease has lapsed. The answer cannot be
+    /// authenticated, but only who sees our requests can forge it.
+    pub(crate) fn is_disowned(&self) -> bool {
+        self.disowned
     }
 
     /// When [`poll_transmit`](Self::poll_transmit) has something to send next.
@@ -132,6 +141,10 @@ impl Reflection {
         else {
             return false;
         };
+        if message.class() == Class::Error {
+            self.disowned |= probe.bind && message.error_code() == Some(stun::error_code::UNAUTHENTICATED);
+            return true;
+        }
         // Only the relay's answer can be authenticated, so it must be.
         if message.class() != Class::Success || (probe.bind && !message.verify(&self.key)) {
             return false;
@@ -244,6 +257,18 @@ mod tests {
         }
         answer(&mut reflection, [9, 9], now);
         assert!(reflection.poll_timeout().unwrap() - now > Duration::from_secs(13));
+    }
+
+    #[test]
+    fn a_relay_that_does_not_know_us_says_so() {
+        let now = Instant::now();
+        let mut reflection = reflection(now);
+        let transmit = reflection.poll_transmit(now).unwrap();
+        let transaction = Received::parse(&transmit.datagram).unwrap().transaction();
+        assert!(!reflection.is_disowned());
+        let answer = stun::binding_error(transaction, stun::error_code::UNAUTHENTICATED, &[], None).unwrap();
+        assert!(reflection.handle_response(transmit.destination, &Received::parse(&answer).unwrap(), now));
+        assert!(reflection.is_disowned() && !reflection.is_bound());
     }
 
     #[test]

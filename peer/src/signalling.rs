@@ -8,7 +8,7 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rand::Rng as _;
 use rendezvous_wire::message::{Decoder, Notice, Registered, Request, close_code, encode};
 use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::driver::Event;
 
@@ -86,6 +86,8 @@ pub(crate) struct Signalling {
     pub(crate) quinn: quinn::Endpoint,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) requests: mpsc::Receiver<Request>,
+    /// The registration has turned out to be void.
+    pub(crate) void: Arc<Notify>,
 }
 
 /// Whether the handshake failed over a key: QUIC carries TLS alerts as 0x100 + alert (RFC 9001, section 4.8), and 42 to 49 are
@@ -145,6 +147,10 @@ impl Signalling {
         tokio::pin!(reader);
         loop {
             tokio::select! {
+                () = self.void.notified() => {
+                    let cause = "it no longer knows this registration".to_owned();
+                    return Ok(Some(ServerError::Lost { host: self.address.host.clone(), cause }));
+                }
                 broken = &mut reader => return Ok(Some(self.lost(&connection, &broken))),
                 request = self.requests.recv() => match request {
                     Some(request) => self.write(&connection, &mut send, &request).await?,

@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("commands::a_command_runs_for_every_session", a_command_runs_for_every_session),
         trial("commands::the_end_of_the_command_ends_the_dialler", the_end_of_the_command_ends_the_dialler),
         trial("commands::signals_end_every_program_cleanly", signals_end_every_program_cleanly),
+        trial("commands::a_listener_comes_back_to_a_restarted_server", comes_back),
         trial("commands::a_session_outlives_the_server_once_direct", outlives_the_server),
     ]
 }
@@ -156,6 +157,28 @@ fn signals_end_every_program_cleanly() -> anyhow::Result<()> {
         ensure!(status.code() == Some(0), "serve: {status}");
     }
     Ok(())
+}
+
+fn comes_back() -> anyhow::Result<()> {
+    let (mut world, a, b) = world()?;
+    let (_listening, id) = world.listener(&b, "b", &["--echo"])?;
+    world.restart_server()?;
+    // Noticed with the next keep-alive at the relay, within 15 s.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let mut peer = world.peer(&a, "a", &["connect", &id])?;
+        peer.stdin()?.write_all(b"back?")?;
+        let mut heard = String::new();
+        peer.stdout()?.read_to_string(&mut heard)?;
+        match peer.wait(PATIENCE)?.code() {
+            Some(0) => {
+                ensure!(heard == "back?", "{heard:?}");
+                return Ok(());
+            }
+            Some(4) => ensure!(std::time::Instant::now() < deadline, "not back in {PATIENCE:?}"),
+            other => anyhow::bail!("exit code {other:?}"),
+        }
+    }
 }
 
 fn outlives_the_server() -> anyhow::Result<()> {

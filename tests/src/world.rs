@@ -39,6 +39,20 @@ impl World {
         Ok(Self { lab, server_host, server, address, directory })
     }
 
+    /// Kills the server without a word and starts it again with the same key.
+    ///
+    /// # Errors
+    ///
+    /// When it does not get ready again.
+    pub fn restart_server(&mut self) -> anyhow::Result<()> {
+        self.server.signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.server.wait(crate::process::PATIENCE)?;
+        let (server, address) = start_server(&self.server_host, &self.directory.path().join("server"))?;
+        anyhow::ensure!(address == self.address, "another address after the restart: {address}");
+        self.server = server;
+        Ok(())
+    }
+
     /// The key file of a peer.
     pub fn key(&self, name: &str) -> PathBuf {
         self.directory.path().join(name).join("key.pem")

@@ -9,7 +9,7 @@ use rendezvous_wire::RendezvousAddress;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
 use rendezvous_wire::message::{IntroductionId, Register, Registered, RegistrationId, Request};
 use rendezvous_wire::stun::Received;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::gather::host_candidates;
 use crate::reflection::Reflection;
@@ -25,6 +25,8 @@ const REQUEST_QUEUE: usize = 256;
 /// A rendezvous server.
 pub(super) struct Server {
     requests: mpsc::Sender<Request>,
+    /// Has the signalling task connect anew.
+    void: Arc<Notify>,
     pub(super) state: State,
     /// Reflection clients: the present registration's last, before it those of earlier ones whose introductions still live, since
     /// their relay bindings must not lapse.
@@ -78,6 +80,7 @@ impl Server {
 impl Driver {
     pub(super) fn add_server(&mut self, address: RendezvousAddress) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
+        let void = Arc::new(Notify::new());
         let signalling = Signalling {
             index: self.servers.len(),
             address,
@@ -85,10 +88,12 @@ impl Driver {
             quinn: self.quinn.clone(),
             events: self.events_tx.clone(),
             requests: requests_rx,
+            void: void.clone(),
         };
         tokio::spawn(signalling.run());
         self.servers.push(Server {
             requests,
+            void,
             state: State::Connecting,
             reflections: Vec::new(),
             uploaded: None,
@@ -210,6 +215,13 @@ impl Driver {
         let mut reflections = self.servers.iter_mut().flat_map(|server| server.reflections.iter_mut());
         if !reflections.any(|(_, reflection)| reflection.handle_response(source, message, now)) {
             return false;
+        }
+        for server in &mut self.servers {
+            if server.current().is_some_and(Reflection::is_disowned) {
+                tracing::debug!("the server does not know the registration any more");
+                server.state = State::Connecting;
+                server.void.notify_one();
+            }
         }
         let register = self.register();
         for server in &mut self.servers {
