@@ -394,3 +394,7 @@ impl UdpPoller for Poller {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;
