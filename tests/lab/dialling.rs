@@ -77,19 +77,46 @@ async fn echo(session: Session) {
     }
 }
 
+/// Two homes that cannot be reached unasked, each with an endpoint.
+struct Homes {
+    world: World,
+    runtimes: [tokio::runtime::Runtime; 2],
+}
+
+impl Homes {
+    fn new(seed: u64, config: impl Fn() -> SiteConfig) -> anyhow::Result<Self> {
+        let mut world = World::new(seed)?;
+        let sites = [world.lab.add_site("a", config())?, world.lab.add_site("b", config())?];
+        let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
+        Ok(Self { world, runtimes })
+    }
+
+    fn endpoint(&self, side: usize) -> anyhow::Result<Endpoint> {
+        on(&self.runtimes[side], endpoint(self.world.address.clone()))
+    }
+
+    /// An endpoint in the first home, and the id of one in the second that echoes.
+    fn dialler_and_echo(&self) -> anyhow::Result<(Endpoint, peer::PeerId)> {
+        let (dialler, listener) = (self.endpoint(0)?, self.endpoint(1)?);
+        let target = listener.id();
+        self.runtimes[1].spawn(async move {
+            while let Some(session) = listener.accept().await {
+                tokio::spawn(echo(session));
+            }
+        });
+        Ok((dialler, target))
+    }
+}
+
 fn home() -> SiteConfig {
     SiteConfig::new(RouterKind::EimApdf).delay(SITE_DELAY)
 }
 
 fn both_at_once() -> anyhow::Result<()> {
-    let mut world = World::new(4)?;
-    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
-    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
+    let homes = Homes::new(4, home)?;
+    let runtimes = &homes.runtimes;
     for round in 0..5 {
-        let endpoints: Vec<Endpoint> = runtimes
-            .iter()
-            .map(|runtime| on(runtime, endpoint(world.address.clone())))
-            .collect::<anyhow::Result<_>>()?;
+        let endpoints = [homes.endpoint(0)?, homes.endpoint(1)?];
         let ids = [endpoints[0].id(), endpoints[1].id()];
         let dials: Vec<_> = (0..2)
             .map(|side| {
@@ -99,7 +126,7 @@ fn both_at_once() -> anyhow::Result<()> {
             })
             .collect();
         let mut sessions = Vec::new();
-        for (dial, runtime) in dials.into_iter().zip(&runtimes) {
+        for (dial, runtime) in dials.into_iter().zip(runtimes) {
             sessions.push(runtime.block_on(dial)???);
         }
         // One session: what one end opens the other accepts.
@@ -113,7 +140,7 @@ fn both_at_once() -> anyhow::Result<()> {
         })?;
         ensure!(answer == "same session?", "round {round}: {answer:?}");
         ensure!(sessions[0].side() != sessions[1].side(), "round {round}: each has its own connection");
-        for (endpoint, runtime) in endpoints.into_iter().zip(&runtimes) {
+        for (endpoint, runtime) in endpoints.into_iter().zip(runtimes) {
             // Nobody was left waiting to be accepted.
             let accepting = endpoint.clone();
             let extra = runtime.block_on(async move {
@@ -181,18 +208,9 @@ fn five_at_once() -> anyhow::Result<()> {
 }
 
 fn a_second_session() -> anyhow::Result<()> {
-    let mut world = World::new(6)?;
-    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
-    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
-    let dialler = on(&runtimes[0], endpoint(world.address.clone()))?;
-    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
-    let target = listener.id();
-    runtimes[1].spawn(async move {
-        while let Some(session) = listener.accept().await {
-            tokio::spawn(echo(session));
-        }
-    });
-    on(&runtimes[0], async move {
+    let homes = Homes::new(6, home)?;
+    let (dialler, target) = homes.dialler_and_echo()?;
+    on(&homes.runtimes[0], async move {
         let first = dialler.connect(target).await?;
         until_direct(&first).await?;
         let second = dialler.connect(target).await?;
@@ -205,18 +223,9 @@ fn a_second_session() -> anyhow::Result<()> {
 }
 
 fn ten_dials_at_once() -> anyhow::Result<()> {
-    let mut world = World::new(9)?;
-    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
-    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
-    let dialler = on(&runtimes[0], endpoint(world.address.clone()))?;
-    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
-    let target = listener.id();
-    runtimes[1].spawn(async move {
-        while let Some(session) = listener.accept().await {
-            tokio::spawn(echo(session));
-        }
-    });
-    on(&runtimes[0], async move {
+    let homes = Homes::new(9, home)?;
+    let (dialler, target) = homes.dialler_and_echo()?;
+    on(&homes.runtimes[0], async move {
         let dials: Vec<_> = (0..10)
             .map(|number| {
                 let dialler = dialler.clone();
@@ -239,17 +248,16 @@ fn ten_dials_at_once() -> anyhow::Result<()> {
 }
 
 fn no_dialling_back() -> anyhow::Result<()> {
-    let mut world = World::new(10)?;
-    let sites = [world.lab.add_site("a", home())?, world.lab.add_site("b", home())?];
-    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
-    let address = world.address.clone();
+    let homes = Homes::new(10, home)?;
+    let runtimes = &homes.runtimes;
+    let address = homes.world.address.clone();
     let dialler = on(&runtimes[0], async move {
         let nobody = peer::IntroductionPolicy::Only(Vec::new());
         let endpoint = Endpoint::builder().server(address.parse()?).policy(nobody).bind().await?;
         endpoint.online().await?;
         Ok(endpoint)
     })?;
-    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
+    let listener = homes.endpoint(1)?;
     let (target, origin) = (listener.id(), dialler.id());
     let session = on(&runtimes[0], async move { Ok(dialler.connect(target).await?) })?;
     on(&runtimes[1], async move {
@@ -264,19 +272,9 @@ fn no_dialling_back() -> anyhow::Result<()> {
 }
 
 fn ipv6_behind_firewalls() -> anyhow::Result<()> {
-    let mut world = World::new(7)?;
-    let config = || SiteConfig::new(RouterKind::Apdm).delay(SITE_DELAY).ipv6(true);
-    let sites = [world.lab.add_site("a", config())?, world.lab.add_site("b", config())?];
-    let runtimes = [runtime(&sites[0].host(0))?, runtime(&sites[1].host(0))?];
-    let dialler = on(&runtimes[0], endpoint(world.address.clone()))?;
-    let listener = on(&runtimes[1], endpoint(world.address.clone()))?;
-    let target = listener.id();
-    runtimes[1].spawn(async move {
-        while let Some(session) = listener.accept().await {
-            tokio::spawn(echo(session));
-        }
-    });
-    on(&runtimes[0], async move {
+    let homes = Homes::new(7, || SiteConfig::new(RouterKind::Apdm).delay(SITE_DELAY).ipv6(true))?;
+    let (dialler, target) = homes.dialler_and_echo()?;
+    on(&homes.runtimes[0], async move {
         let session = dialler.connect(target).await?;
         until_direct(&session).await?;
         ensure!(

@@ -7,4 +7,5 @@ pub mod cell;
 pub mod data;
 pub mod figures;
 pub mod process;
+pub mod program;
 pub mod world;

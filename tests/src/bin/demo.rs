@@ -147,20 +147,7 @@ fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 fn main() -> ExitCode {
-    // Before any thread starts.
-    if let Err(error) = netsim::enter_user_namespace() {
-        eprintln!("no lab: {error}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments::parse();
-    match demo(&arguments) {
-        Ok(good) if good || !arguments.strict => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("demo: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
+    end_to_end::program::main("demo", |arguments: Arguments| Ok(demo(&arguments)? || !arguments.strict))
 }
 
 /// Keeps the unit of [`SITE_DELAY`] honest in the text above.

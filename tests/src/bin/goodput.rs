@@ -282,18 +282,5 @@ fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 fn main() -> ExitCode {
-    // Before any thread starts.
-    if let Err(error) = netsim::enter_user_namespace() {
-        eprintln!("no lab: {error}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments::parse();
-    match bench(&arguments) {
-        Ok(good) if good || !arguments.strict => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("goodput: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end_to_end::program::main("goodput", |arguments: Arguments| Ok(bench(&arguments)? || !arguments.strict))
 }

@@ -157,12 +157,11 @@ fn print(
 }
 
 fn main() -> ExitCode {
-    // Before any thread starts.
-    if let Err(error) = netsim::enter_user_namespace() {
-        eprintln!("no lab: {error}");
-        return ExitCode::FAILURE;
-    }
-    let mut arguments = Arguments::parse();
+    end_to_end::program::main("matrix", |arguments| Ok(matrix(arguments)))
+}
+
+/// Runs what was asked for; whether every cell came out as it should.
+fn matrix(mut arguments: Arguments) -> bool {
     if arguments.input.is_empty() {
         arguments.input = vec![InputPolicy::Drop, InputPolicy::Reject];
     }
@@ -192,5 +191,5 @@ fn main() -> ExitCode {
         let cells = cells.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         all_good &= print(input, &cells, &arguments);
     }
-    if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    all_good
 }
