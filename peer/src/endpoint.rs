@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::ConnectionError;
 use rendezvous_wire::message::IntroductionPolicy;
@@ -19,8 +19,11 @@ use crate::socket::PathSocket;
 /// Incoming sessions that may wait for [`Endpoint::accept`]; more are closed as busy.
 const ACCEPT_QUEUE: usize = 64;
 
-/// How long closing waits for the last words to leave.
+/// How long closing waits for the driver, which has a bound of its own.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long closing waits for the goodbyes to the servers to leave.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Collects the settings of an [`Endpoint`].
 #[derive(Debug)]
@@ -288,13 +291,7 @@ impl Endpoint {
         if self.inner.events.send(Event::Shutdown { reply }).await.is_ok() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, done).await;
         }
-        let idle = async {
-            // The driver has closed everything; connections drain on their own clock.
-            let start = Instant::now();
-            self.inner.quinn.wait_idle().await;
-            tracing::trace!(after = ?start.elapsed(), "all connections have drained");
-        };
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, idle).await;
+        let _ = tokio::time::timeout(GOODBYE, self.inner.quinn.wait_idle()).await;
         self.inner.task.abort();
     }
 }

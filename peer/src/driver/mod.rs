@@ -38,8 +38,12 @@ const EVENT_QUEUE: usize = 256;
 /// How often remotes are looked at for being over.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// How long shutting down waits for sessions to have told the other side.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Shutting down waits one round trip of its slowest session and this, at most [`SHUTDOWN_MAX`], for the last words to leave and, should they
+/// be lost, for what the other side still sends to be answered with them again.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(20);
+
+/// See [`SHUTDOWN_GRACE`].
+const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
 /// How often it looks whether they have: quinn has no event for a drained connection.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
@@ -272,13 +276,10 @@ impl Driver {
     /// Closes all sessions. The servers stay a little: closing an introduction closes its relay channel, over which the sessions'
     /// last words may have to go.
     fn begin_shutdown(&mut self, reply: oneshot::Sender<()>, now: Instant) {
-        for state in self.remotes.values_mut() {
-            state.close_sessions();
-        }
-        self.shutdown
-            .get_or_insert(Shutdown { replies: Vec::new(), deadline: now + SHUTDOWN_TIMEOUT })
-            .replies
-            .push(reply);
+        let slowest = self.remotes.values().filter_map(RemoteState::close_sessions).max();
+        let wait = slowest.map_or(SHUTDOWN_GRACE, |rtt| (rtt + SHUTDOWN_GRACE).min(SHUTDOWN_MAX));
+        let shutdown = Shutdown { replies: Vec::new(), deadline: now + wait };
+        self.shutdown.get_or_insert(shutdown).replies.push(reply);
     }
 
     /// Whether all that was to be closed is closed; then says so to whoever waits for it.

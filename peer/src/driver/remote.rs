@@ -114,10 +114,14 @@ impl RemoteState {
         }
     }
 
-    pub(super) fn close_sessions(&self) {
-        for connection in self.sessions.iter().filter_map(WeakSession::connection) {
+    /// Closes its sessions; the longest round trip among them.
+    pub(super) fn close_sessions(&self) -> Option<Duration> {
+        let connections = self.sessions.iter().filter_map(WeakSession::connection);
+        let closed = connections.map(|connection| {
             connection.close(config::close::DONE.into(), b"");
-        }
+            connection.rtt()
+        });
+        closed.max()
     }
 
     /// Has every connection send something that wants an acknowledgement, which clears what a dead path has left in the
