@@ -1,5 +1,6 @@
 //! One remote endpoint: the agent that finds paths to it, the route in use, its sessions, its end.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use super::{Driver, Key};
 /// more over the path that it knows.
 const UNUSED: Duration = Duration::from_secs(20);
 
+/// Addresses that one remote may be known under at the same time; a peer that shows more is known under its latest.
+const MAX_SOURCES: usize = 32;
+
 /// Everything about one remote endpoint.
 pub(super) struct RemoteState {
     pub(super) remote: Arc<Remote>,
@@ -33,6 +37,8 @@ pub(super) struct RemoteState {
     introduction: Option<Introduced>,
     pub(super) dials: Vec<Dial>,
     pub(super) sessions: Vec<WeakSession>,
+    /// Where its QUIC comes from, the latest last.
+    sources: VecDeque<SocketAddr>,
     confirmed: bool,
     selected: Option<peer_agent::Selected>,
     /// Grown by one with every kick.
@@ -155,6 +161,7 @@ impl Driver {
                 introduction: None,
                 dials: Vec::new(),
                 sessions: Vec::new(),
+                sources: VecDeque::new(),
                 confirmed: false,
                 selected: None,
                 kicks: 0,
@@ -310,8 +317,27 @@ impl Driver {
         }
     }
 
+    /// QUIC from `source` belongs to this remote from now on.
     fn add_source(&mut self, source: SocketAddr, key: Key) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let in_use = match **state.remote.route() {
+            Route::Direct { address, .. } => Some(address),
+            Route::Capture | Route::Relay { .. } => None,
+        };
+        state.sources.retain(|known| *known != source);
+        state.sources.push_back(source);
+        let forgotten = if state.sources.len() > MAX_SOURCES {
+            let oldest = state.sources.iter().position(|known| Some(*known) != in_use);
+            oldest.and_then(|oldest| state.sources.remove(oldest))
+        } else {
+            None
+        };
         self.socket.update(|table| {
+            if let Some(forgotten) = forgotten
+                && table.sources.get(&forgotten) == Some(&key)
+            {
+                table.sources.remove(&forgotten);
+            }
             // A rendezvous server's address belongs to the server whatever a peer says.
             let owner = table.sources.entry(source).or_insert(key);
             if self.remotes.contains_key(owner) {
