@@ -38,11 +38,12 @@ Examples:
   peer listen --server rv://ID@vps.example --allow PEER -- sh -c 'journalctl -n 100'
       Run a command for every session of that one peer.
 
-Data goes through standard input and output; words about what happens go to standard error, with --json as one
-JSON object a line.
+Data goes through standard input and output; words about what happens go to standard
+error, with --json as one JSON object a line.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no rendezvous server could be used, 4 the other side is not online or
-does not accept you, 5 the session broke, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no rendezvous server could be used,
+4 the other side is not online or does not accept you, 5 the session broke,
+130 interrupted.";
 
 /// Connects machines behind home routers, directly wherever a direct path is possible.
 #[derive(Debug, Parser)]
