@@ -79,7 +79,9 @@ fn a_signal_ends_everything() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let marker = format!("NETSIM_TEST_MARKER=cli-{signal}-{}", std::process::id());
         let (key, value) = marker.split_once('=').expect("there is one");
-        let mut lab = netsim()
+        // A background job may have inherited that SIGINT is ignored, and the lab would respect that.
+        let mut lab = Command::new("env")
+            .args(["--default-signal=INT,TERM", env!("CARGO_BIN_EXE_netsim")])
             .args(["run", "--site", "a=public", "a:sleep 1000 & echo up; wait"])
             .env(key, value)
             .stdout(Stdio::piped())
