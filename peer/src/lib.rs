@@ -26,6 +26,7 @@
 mod config;
 mod driver;
 mod endpoint;
+mod explain;
 mod gather;
 mod reflection;
 mod session;
@@ -35,6 +36,8 @@ mod socket;
 pub mod identity;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
+pub use explain::{Explanation, Verdict};
+pub use peer_agent::{CheckError, PairReport, PairState};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping};
 pub use rendezvous_wire::message::IntroductionPolicy;
 pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};

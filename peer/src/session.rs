@@ -10,7 +10,10 @@ use futures_util::Stream;
 use quinn::Connection;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::CandidateKind;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::driver::{Event, Key};
+use crate::explain::Explanation;
 
 /// The path that carries a session's datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +83,29 @@ pub(crate) struct Milestones {
 pub(crate) struct PathNews {
     path: watch::Sender<Option<Path>>,
     milestones: Arc<Mutex<Milestones>>,
+    /// Whether a round of checks has ended with nothing.
+    exhausted: watch::Sender<bool>,
+    /// Where sessions ask for explanations, and under which name.
+    driver: (mpsc::Sender<Event>, Key),
 }
 
 impl PathNews {
-    pub(crate) fn new() -> Self {
-        Self { path: watch::Sender::new(None), milestones: Arc::default() }
+    pub(crate) fn new(events: mpsc::Sender<Event>, key: Key) -> Self {
+        Self {
+            path: watch::Sender::new(None),
+            milestones: Arc::default(),
+            exhausted: watch::Sender::new(false),
+            driver: (events, key),
+        }
+    }
+
+    /// Tells whether the latest round of checks has ended with nothing.
+    pub(crate) fn set_exhausted(&self, exhausted: bool) {
+        self.exhausted.send_replace(exhausted);
+    }
+
+    pub(crate) fn is_exhausted(&self) -> bool {
+        *self.exhausted.borrow()
     }
 
     /// The path that carries datagrams from now on.
@@ -106,6 +127,8 @@ impl PathNews {
             peer,
             path: self.path.subscribe(),
             milestones: self.milestones.clone(),
+            exhausted: self.exhausted.subscribe(),
+            driver: self.driver.clone(),
             started,
             connected: Instant::now(),
         }))
@@ -127,6 +150,8 @@ struct Inner {
     peer: PeerId,
     path: watch::Receiver<Option<Path>>,
     milestones: Arc<Mutex<Milestones>>,
+    exhausted: watch::Receiver<bool>,
+    driver: (mpsc::Sender<Event>, Key),
     started: Instant,
     connected: Instant,
 }
@@ -171,6 +196,25 @@ impl Session {
                 }
             }
         }))
+    }
+
+    /// Why it is direct, or why it is not: both NATs, every pair that was tried, and what follows. `None` once the session
+    /// has no introduction any more.
+    pub async fn explain(&self) -> Option<Explanation> {
+        let (reply, explanation) = oneshot::channel();
+        let (driver, key) = &self.0.driver;
+        driver.send(Event::Explain { key: *key, reply }).await.ok()?;
+        explanation.await.ok()?
+    }
+
+    /// Waits until it is direct, or until everything has been tried once in vain (some 6 s after the introduction). True: direct.
+    pub async fn settled(&self) -> bool {
+        let (mut path, mut exhausted) = (self.0.path.clone(), self.0.exhausted.clone());
+        tokio::select! {
+            biased;
+            direct = path.wait_for(|path| path.is_some_and(|path| path.is_direct())) => direct.is_ok(),
+            _ = exhausted.wait_for(|exhausted| *exhausted) => false,
+        }
     }
 
     /// When its stages were reached.

@@ -25,6 +25,17 @@ pub(crate) fn trials() -> Vec<Trial> {
             trials.push(trial(format!("matrix::{a}_dials_{b}"), move || cell(a, b, input)));
         }
     }
+    for (a, b, verdict) in [
+        (RouterKind::EimApdf, RouterKind::EimApdf, "direct"),
+        (RouterKind::Apdm, RouterKind::Public, "direct"),
+        (RouterKind::Apdm, RouterKind::EimApdf, "local-port-dependent"),
+        (RouterKind::EimApdf, RouterKind::Apdm, "remote-port-dependent"),
+        (RouterKind::Firewall, RouterKind::CarrierApdm, "remote-port-dependent"),
+        (RouterKind::CarrierApdm, RouterKind::CarrierEim, "local-port-dependent"),
+        (RouterKind::Apdm, RouterKind::CarrierApdm, "both-port-dependent"),
+    ] {
+        trials.push(trial(format!("matrix::{a}_with_{b}_is_explained"), move || explained(a, b, verdict)));
+    }
     trials
 }
 
@@ -43,6 +54,20 @@ fn cell(a: RouterKind, b: RouterKind, input: InputPolicy) -> anyhow::Result<()> 
     if let Outcome::None { why } = outcome {
         ensure!(why.contains("UDP"), "the message does not name the cause: {why}");
     }
+    Ok(())
+}
+
+/// `peer explain` names the cause.
+fn explained(a: RouterKind, b: RouterKind, verdict: &str) -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let dialler = world.lab.add_site("a", cell::site(a, InputPolicy::Drop))?;
+    let listener = world.lab.add_site("b", cell::site(b, InputPolicy::Drop))?;
+    let (_listening, id) = world.listener(&listener.host(0), "b", &["--echo"])?;
+    let mut peer = world.peer(&dialler.host(0), "a", &["explain", &id])?;
+    let explained = peer.named("explained")?;
+    ensure!(explained["verdict"] == verdict, "{explained}");
+    ensure!(explained["pairs"].as_array().is_some_and(|pairs| !pairs.is_empty()), "{explained}");
+    ensure!(peer.wait(end_to_end::process::PATIENCE)?.success());
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use futures_util::StreamExt as _;
 use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
 
 use super::report::Report;
-use super::{EndpointArguments, Failure, interrupted, pipe};
+use super::{EndpointArguments, Failure, explain, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +20,7 @@ pub(super) struct ConnectArguments {
     peer: PeerId,
 }
 
-pub(super) async fn run(arguments: ConnectArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: ConnectArguments, verbose: bool) -> Result<(), Failure> {
     let report = Report::new(arguments.endpoint.json);
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
     let policy = IntroductionPolicy::Only(vec![arguments.peer]);
@@ -29,16 +29,20 @@ pub(super) async fn run(arguments: ConnectArguments) -> Result<(), Failure> {
         () = interrupted() => return Err(Failure::interrupted()),
     };
     let outcome = tokio::select! {
-        outcome = connect(&endpoint, arguments.peer, &report) => outcome,
+        outcome = connect(&endpoint, arguments.peer, &report, verbose) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
     endpoint.close().await;
     outcome
 }
 
-async fn connect(endpoint: &Endpoint, target: PeerId, report: &Report) -> Result<(), Failure> {
+async fn connect(endpoint: &Endpoint, target: PeerId, report: &Report, verbose: bool) -> Result<(), Failure> {
     let session = endpoint.connect(target).await?;
-    carry(&session, report).await.map_err(Failure::broken)
+    let outcome = carry(&session, report).await.map_err(Failure::broken);
+    if verbose {
+        explain::tell(&session, report).await;
+    }
+    outcome
 }
 
 /// Pipes standard input and output through the session.

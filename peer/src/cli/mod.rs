@@ -1,6 +1,7 @@
 //! Arguments, and what every command shares.
 
 mod connect;
+mod explain;
 mod listen;
 mod pipe;
 mod report;
@@ -35,6 +36,8 @@ Examples:
       Give standard input to the first who connects.
   peer connect --server rv://ID@vps.example PEER > backup.tar
       Take it.
+  peer explain --server rv://ID@vps.example PEER
+      Say why the path to that peer is direct or relayed.
   peer listen --server rv://ID@vps.example --allow PEER -- sh -c 'journalctl -n 100'
       Run a command for every session of that one peer.
 
@@ -67,6 +70,9 @@ enum Command {
     /// Open a session with a peer and pipe standard input and output through it.
     #[command(after_help = connect::EXAMPLES)]
     Connect(connect::ConnectArguments),
+    /// Find out why a session with a peer is direct, or why it is not.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArguments),
 }
 
 #[derive(Debug, Args)]
@@ -175,7 +181,10 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let (json, outcome) = match arguments.command {
         Command::Id(command) => (command.json, print_id(&command)),
         Command::Listen(command) => (command.endpoint.json, listen::run(command).await),
-        Command::Connect(command) => (command.endpoint.json, connect::run(command).await),
+        Command::Connect(command) => {
+            (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
+        }
+        Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

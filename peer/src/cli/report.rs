@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use peer::{Path, PeerId, Session};
+use peer::{Explanation, PairReport, Path, PeerId, Session};
 use serde_json::{Value, json};
 
 /// Where events go.
@@ -24,6 +24,19 @@ fn path_json(path: &Path) -> Value {
         Path::Relayed { relay } => json!({ "path": "relayed", "relay": relay }),
         _ => json!({ "path": "other" }),
     }
+}
+
+fn pair_json(pair: &PairReport) -> Value {
+    json!({
+        "remote": pair.path.remote,
+        "kind": pair.remote_kind.name(),
+        "selected": pair.selected,
+        "error": pair.error.map(|error| error.to_string()),
+        "checks_sent": pair.checks_sent,
+        "checks_answered": pair.checks_answered,
+        "checks_received": pair.checks_received,
+        "rtt_ms": pair.rtt.map(ms),
+    })
 }
 
 impl Report {
@@ -82,6 +95,28 @@ impl Report {
             "timeline": timeline(session),
         });
         self.emit("closed", fields, &format!("done: {sent} bytes sent, {received} received"));
+    }
+
+    pub(super) fn seeking(&self) {
+        self.emit(
+            "seeking",
+            json!({}),
+            "looking for a direct path; this takes a few seconds where there is none",
+        );
+    }
+
+    pub(super) fn explained(&self, explanation: &Explanation) {
+        let verdict = explanation.verdict();
+        let pairs: Vec<_> = explanation.pairs.iter().map(pair_json).collect();
+        let fields = json!({
+            "verdict": verdict.name(),
+            "words": verdict.to_string(),
+            "advice": verdict.advice(),
+            "local_mapping": explanation.local,
+            "remote_mapping": explanation.remote,
+            "pairs": pairs,
+        });
+        self.emit("explained", fields, &explanation.to_string());
     }
 
     pub(super) fn session_failed(&self, peer: PeerId, error: &anyhow::Error) {

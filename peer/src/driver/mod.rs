@@ -25,6 +25,7 @@ use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::endpoint::ConnectError;
+use crate::explain::Explanation;
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
@@ -49,7 +50,7 @@ const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 const SHUTDOWN_POLL: Duration = Duration::from_millis(5);
 
 /// A remote endpoint's name inside the driver: its synthetic address.
-type Key = SocketAddr;
+pub(crate) type Key = SocketAddr;
 
 /// What the driver is told.
 pub(crate) enum Event {
@@ -73,6 +74,8 @@ pub(crate) enum Event {
     Accepted { key: Key, result: Result<Connection, ConnectionError> },
     /// The other side has confirmed the handshake: data may overtake it no longer.
     Confirmed { key: Key },
+    /// Say why a remote's path is what it is.
+    Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
     /// Close everything.
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -199,6 +202,11 @@ impl Driver {
             Event::Dialled { key, dial, result } => self.dialled(key, dial, result, now),
             Event::Accepted { key, result } => self.accepted(key, result, now),
             Event::Confirmed { key } => self.confirmed(key, now),
+            Event::Explain { key, reply } => {
+                let local = self.mapping();
+                let explanation = self.remotes.get(&key).and_then(|state| state.explain(local));
+                let _ = reply.send(explanation);
+            }
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),
         }
     }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use peer_agent::{Agent, SocketId};
 use rand::Rng as _;
 use rendezvous_wire::PeerId;
+use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{Introduction, IntroductionId, RegistrationId};
 use rendezvous_wire::relay::Channel;
 use rendezvous_wire::stun::{Received, TransactionId};
 
 use crate::config;
+use crate::explain::Explanation;
 use crate::session::{Path, PathNews, WeakSession};
 use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 
@@ -57,6 +59,8 @@ struct Introduced {
     channel: Channel,
     agent: Agent,
     ufrag: String,
+    /// How the other side's NAT maps, by its own measure.
+    mapping: Mapping,
     /// The other side has left it, or is gone.
     closed: bool,
 }
@@ -105,6 +109,17 @@ impl RemoteState {
         if let Some(introduced) = &mut self.introduction {
             introduced.agent.handle_message(SocketId(datagram.socket as u32), datagram.source, message, now);
         }
+    }
+
+    /// Why its path is what it is.
+    pub(super) fn explain(&self, local: Mapping) -> Option<Explanation> {
+        let introduced = self.introduction.as_ref()?;
+        Some(Explanation {
+            local,
+            remote: introduced.mapping,
+            pairs: introduced.agent.report(),
+            exhausted: self.news.is_exhausted(),
+        })
     }
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
@@ -156,7 +171,7 @@ impl Driver {
                 remote,
                 peer,
                 instance: None,
-                news: PathNews::new(),
+                news: PathNews::new(self.events_tx.clone(), key),
                 introduced_at: None,
                 introduction: None,
                 dials: Vec::new(),
@@ -213,6 +228,7 @@ impl Driver {
             channel: introduction.channel,
             agent,
             ufrag,
+            mapping: introduction.mapping,
             closed: false,
         });
         self.socket.update(|table| {
@@ -301,6 +317,7 @@ impl Driver {
                     self.add_source(path.remote, key);
                 }
                 peer_agent::Event::Selected(selected) => {
+                    state.news.set_exhausted(false);
                     state.selected = Some(selected);
                     self.route_directly(key, now);
                 }
@@ -310,6 +327,7 @@ impl Driver {
                     self.route_over_relay(key, now);
                 }
                 peer_agent::Event::Exhausted => {
+                    state.news.set_exhausted(true);
                     tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
                 }
                 _ => {}

@@ -128,7 +128,8 @@ impl Driver {
         Register { instance: self.instance, candidates, mapping: self.mapping(), policy: self.policy.clone() }
     }
 
-    fn mapping(&self) -> Mapping {
+    /// How this side's NAT maps.
+    pub(super) fn mapping(&self) -> Mapping {
         let mut seen = self.servers.iter().filter_map(Server::current).map(Reflection::mapping);
         seen.find(|mapping| *mapping != Mapping::Unknown).unwrap_or_default()
     }

@@ -1,0 +1,55 @@
+//! `peer explain`, and the end of `peer connect -v`.
+
+use std::time::Duration;
+
+use clap::Args;
+use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
+
+use super::report::Report;
+use super::{EndpointArguments, Failure, interrupted};
+
+pub(super) const EXAMPLES: &str = "\
+Example:
+  peer explain --server rv://ID@vps.example PEER";
+
+/// A direct path or the end of the first round of checks comes well within this.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArguments {
+    #[command(flatten)]
+    pub(super) endpoint: EndpointArguments,
+    /// The id of the peer to reach.
+    peer: PeerId,
+}
+
+pub(super) async fn run(arguments: ExplainArguments) -> Result<(), Failure> {
+    let report = Report::new(arguments.endpoint.json);
+    let endpoint = tokio::select! {
+        endpoint = arguments.endpoint.open(IntroductionPolicy::Only(Vec::new()), &report) => endpoint?,
+        () = interrupted() => return Err(Failure::interrupted()),
+    };
+    let outcome = tokio::select! {
+        outcome = explain(&endpoint, arguments.peer, &report) => outcome,
+        () = interrupted() => Err(Failure::interrupted()),
+    };
+    endpoint.close().await;
+    outcome
+}
+
+async fn explain(endpoint: &Endpoint, target: PeerId, report: &Report) -> Result<(), Failure> {
+    let session = endpoint.connect(target).await?;
+    report.connected(&session);
+    report.seeking();
+    // In either case what is known by now is told.
+    let _ = tokio::time::timeout(PATIENCE, session.settled()).await;
+    tell(&session, report).await;
+    Ok(())
+}
+
+/// Tells why the session's path is what it is.
+pub(super) async fn tell(session: &Session, report: &Report) {
+    if let Some(explanation) = session.explain().await {
+        report.explained(&explanation);
+    }
+}

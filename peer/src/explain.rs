@@ -1,0 +1,207 @@
+//! Why a session is direct, or why it is not: what was tried, and in words what follows from it. Pure.
+
+use std::fmt;
+
+use peer_agent::{PairReport, PairState};
+use rendezvous_wire::candidate::Mapping;
+
+/// Everything that is known about the paths of a session.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// How this side's NAT maps, as measured at the rendezvous server.
+    pub local: Mapping,
+    /// How the other side's maps, as that side measured it.
+    pub remote: Mapping,
+    /// Every pair of a socket of ours and an address of theirs, best first.
+    pub pairs: Vec<PairReport>,
+    /// Whether a whole round of checks has ended with nothing proven since a direct path was last in use.
+    pub exhausted: bool,
+}
+
+/// What an [`Explanation`] comes down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// A direct path is in use.
+    Direct,
+    /// It is too early to say.
+    Trying,
+    /// Both NATs take a new port for every destination.
+    BothPortDependent,
+    /// Our NAT takes a new port for every destination, and the other side lets in none of them.
+    LocalPortDependent,
+    /// The other side's NAT takes a new port for every destination, and ours lets in none of them.
+    RemotePortDependent,
+    /// The other side's checks arrive, and ours are not answered.
+    OneWay,
+    /// The two have no address family in common, or the other side has offered no address.
+    NothingToTry,
+    /// Nothing that was sent was answered, though neither NAT explains it.
+    NoAnswer,
+}
+
+impl Explanation {
+    /// What it comes down to.
+    pub fn verdict(&self) -> Verdict {
+        use Mapping::AddressAndPortDependent as Dependent;
+        if self.pairs.iter().any(|pair| pair.selected) {
+            return Verdict::Direct;
+        }
+        if self.pairs.is_empty() {
+            return Verdict::NothingToTry;
+        }
+        if !self.exhausted {
+            return Verdict::Trying;
+        }
+        match (self.local, self.remote) {
+            (Dependent, Dependent) => Verdict::BothPortDependent,
+            (Dependent, _) => Verdict::LocalPortDependent,
+            (_, Dependent) => Verdict::RemotePortDependent,
+            _ if self.pairs.iter().any(|pair| pair.checks_received > 0) => Verdict::OneWay,
+            _ => Verdict::NoAnswer,
+        }
+    }
+}
+
+impl Verdict {
+    /// A short name for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Trying => "trying",
+            Self::BothPortDependent => "both-port-dependent",
+            Self::LocalPortDependent => "local-port-dependent",
+            Self::RemotePortDependent => "remote-port-dependent",
+            Self::OneWay => "one-way",
+            Self::NothingToTry => "nothing-to-try",
+            Self::NoAnswer => "no-answer",
+        }
+    }
+
+    /// What either user could change; `None` where nothing need be.
+    pub const fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Direct | Self::Trying => None,
+            Self::BothPortDependent => Some(
+                "IPv6 on both sides, or a router with endpoint-independent mapping (\"open\" or \"full cone\" in some menus) \
+                 on both",
+            ),
+            Self::LocalPortDependent => Some(
+                "IPv6 on both sides; or here a router with endpoint-independent mapping, or there one that does not filter \
+                 by port",
+            ),
+            Self::RemotePortDependent => Some(
+                "IPv6 on both sides; or there a router with endpoint-independent mapping, or here one that does not filter \
+                 by port",
+            ),
+            Self::OneWay | Self::NoAnswer => Some(
+                "a firewall on the way, perhaps on one of the two machines, that lets UDP out and its answers in",
+            ),
+            Self::NothingToTry => Some("an IPv4 or IPv6 address that both sides have"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "the session runs on a direct path",
+            Self::Trying => "relayed so far; direct paths are still being tried",
+            Self::BothPortDependent => {
+                "relayed: both networks take a new port for every destination, so that neither knows where to send"
+            }
+            Self::LocalPortDependent => {
+                "relayed: this network takes a new port for every destination, and the other lets in only ports that it has \
+                 sent to"
+            }
+            Self::RemotePortDependent => {
+                "relayed: the other network takes a new port for every destination, and this one lets in only ports that it \
+                 has sent to"
+            }
+            Self::OneWay => "relayed: the other side's packets arrive here, but nothing that is sent from here is answered",
+            Self::NothingToTry => "relayed: the two sides have no kind of address in common",
+            Self::NoAnswer => {
+                "relayed: nothing that was sent to the other side's addresses was answered, though neither NAT is in the way"
+            }
+        })
+    }
+}
+
+/// One pair in words.
+pub(crate) fn describe(pair: &PairReport) -> String {
+    let outcome = match (pair.state, pair.error) {
+        (PairState::Succeeded, _) => "works".to_owned(),
+        (PairState::Failed, Some(error)) => error.to_string(),
+        (PairState::Failed, None) => "no answer".to_owned(),
+        (PairState::Superseded, _) => "given up for a better one".to_owned(),
+        _ => "not yet known".to_owned(),
+    };
+    let rtt = pair.rtt.map(|rtt| format!(", RTT {:.1} ms", rtt.as_secs_f64() * 1e3)).unwrap_or_default();
+    let used = if pair.selected { ", in use" } else { "" };
+    format!(
+        "{} ({}): {outcome}{rtt}{used}; {} checks sent, {} answered, {} received",
+        pair.path.remote, pair.remote_kind, pair.checks_sent, pair.checks_answered, pair.checks_received
+    )
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = self.verdict();
+        writeln!(f, "{verdict}")?;
+        if let Some(advice) = verdict.advice() {
+            writeln!(f, "  what would help: {advice}")?;
+        }
+        writeln!(f, "  this side:  {}", self.local)?;
+        writeln!(f, "  other side: {}", self.remote)?;
+        write!(f, "  tried:")?;
+        for pair in &self.pairs {
+            write!(f, "\n    {}", describe(pair))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Mapping::{AddressAndPortDependent as Apdm, EndpointIndependent as Eim, Unknown};
+    use peer_agent::{Path, SocketId};
+    use rendezvous_wire::CandidateKind;
+
+    fn pair(selected: bool, checks_received: u64) -> PairReport {
+        PairReport {
+            path: Path { socket: SocketId(0), remote: "192.0.2.1:9".parse().unwrap() },
+            remote_kind: CandidateKind::ServerReflexive,
+            priority: 1,
+            state: if selected { PairState::Succeeded } else { PairState::Failed },
+            selected,
+            checks_sent: 7,
+            checks_answered: u64::from(selected),
+            checks_received,
+            rtt: None,
+            mapped: None,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn every_situation_has_its_verdict() {
+        for (local, remote, pairs, exhausted, expected) in [
+            (Apdm, Apdm, vec![pair(true, 1)], false, Verdict::Direct),
+            (Eim, Eim, vec![pair(false, 0)], false, Verdict::Trying),
+            (Eim, Eim, vec![], true, Verdict::NothingToTry),
+            (Apdm, Apdm, vec![pair(false, 0)], true, Verdict::BothPortDependent),
+            (Apdm, Eim, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
+            (Apdm, Unknown, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
+            (Eim, Apdm, vec![pair(false, 0)], true, Verdict::RemotePortDependent),
+            (Eim, Eim, vec![pair(false, 3)], true, Verdict::OneWay),
+            (Eim, Unknown, vec![pair(false, 0)], true, Verdict::NoAnswer),
+        ] {
+            let explanation = Explanation { local, remote, pairs, exhausted };
+            assert_eq!(explanation.verdict(), expected, "{explanation}");
+            let relayed = expected.to_string().starts_with("relayed");
+            assert_eq!(relayed, expected != Verdict::Direct);
+        }
+    }
+}
