@@ -251,7 +251,7 @@ impl Endpoint {
 
     /// The addresses of its UDP sockets.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.inner.socket.local_addresses()
+        self.inner.socket.local_addresses().to_vec()
     }
 
     /// Waits until it is registered with one server and can be reached over that server's relay, or until every server has failed once.

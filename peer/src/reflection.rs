@@ -162,6 +162,14 @@ impl Reflection {
         self.probes.iter().any(|probe| probe.bind && probe.mapped.is_some())
     }
 
+    /// Bound, and the mapping is known as well as it will soon be: every destination has answered, or has let a first request go unanswered.
+    pub(crate) fn is_settled(&self) -> bool {
+        let known = |probe: &Probe| {
+            probe.mapped.is_some() || probe.outstanding.len() > 1 || probe.unanswered_rounds > 0
+        };
+        self.is_bound() && self.probes.iter().all(known)
+    }
+
     /// The sockets' mapped addresses, each once.
     pub(crate) fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
         let mut all: Vec<_> =
@@ -231,7 +239,7 @@ mod tests {
         assert_eq!(same.mapping(), Mapping::Unknown);
         answer(&mut same, [1000, 1000], now);
         assert_eq!(same.mapping(), Mapping::EndpointIndependent);
-        assert!(same.is_bound());
+        assert!(same.is_bound() && same.is_settled());
         assert_eq!(same.mapped(), [(0, address("203.0.113.5:1000"))]);
         let mut other = reflection(now);
         answer(&mut other, [1001, 1002], now);
@@ -257,6 +265,24 @@ mod tests {
         }
         answer(&mut reflection, [9, 9], now);
         assert!(reflection.poll_timeout().unwrap() - now > Duration::from_secs(13));
+    }
+
+    #[test]
+    fn one_silent_destination_does_not_hold_up_the_rest_for_long() {
+        let mut now = Instant::now();
+        let mut reflection = reflection(now);
+        let transmit = reflection.poll_transmit(now).unwrap();
+        let request = Received::parse(&transmit.datagram).unwrap();
+        let key = Key::new(KEY).unwrap();
+        let answer =
+            stun::binding_success(request.transaction(), address("203.0.113.5:1000"), Some(&key)).unwrap();
+        assert!(reflection.handle_response(transmit.destination, &Received::parse(&answer).unwrap(), now));
+        assert!(reflection.is_bound() && !reflection.is_settled());
+        for _ in 0..2 {
+            assert!(reflection.poll_transmit(now).is_some());
+            now += RTO;
+        }
+        assert!(reflection.is_settled());
     }
 
     #[test]

@@ -133,6 +133,18 @@ impl Agent {
         Received::parse(datagram).is_ok_and(|message| self.handle_message(socket, source, &message, now))
     }
 
+    /// Whether this is a request of the other side, as [`handle_message`](Self::handle_message) would take it.
+    pub fn is_authentic(&self, message: &Received<'_>) -> bool {
+        message.username() == Some(self.username.as_str()) && message.verify(&self.local_key)
+    }
+
+    /// A check that belongs to no pair, for addresses that are too many to be candidates ([`birthday`](crate::birthday)). Answers to it are ignored:
+    /// what counts is the other side's own check.
+    pub fn stray_check(&mut self) -> Option<Vec<u8>> {
+        let transaction = TransactionId(self.rng.random());
+        self.encode(transaction, rendezvous_wire::CandidateKind::PeerReflexive.priority(0), false).ok()
+    }
+
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.drive(now);

@@ -119,6 +119,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod birthday;
 mod checklist;
 mod choice;
 mod config;

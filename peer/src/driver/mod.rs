@@ -6,9 +6,11 @@
 //! | `mod` | the loop: events, STUN, timers |
 //! | [`servers`] | rendezvous servers: registration, reflection, candidates |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
+//! | [`punch`] | the many sockets of birthday probing |
 //! | [`remote`] | a remote endpoint: its agent, its route, its end |
 
 mod dial;
+mod punch;
 mod remote;
 mod servers;
 
@@ -35,6 +37,9 @@ use servers::Server;
 
 /// Events that may wait for the driver; senders wait beyond that.
 const EVENT_QUEUE: usize = 256;
+
+/// Datagrams of extra sockets that may wait for the driver.
+const KNOCK_QUEUE: usize = 64;
 
 /// How often remotes are looked at for being over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -105,6 +110,9 @@ pub(crate) struct Driver {
     remotes: BTreeMap<Key, RemoteState>,
     /// Which remote an agent's ufrag belongs to.
     ufrags: BTreeMap<String, Key>,
+    /// What comes to the extra sockets of birthday probing.
+    knocked: mpsc::Receiver<punch::Knocked>,
+    knocked_tx: mpsc::Sender<punch::Knocked>,
     /// Dials that no server has been free for yet.
     waiting: Vec<dial::Waiting>,
     next_remote: u64,
@@ -127,6 +135,7 @@ impl Driver {
         online: watch::Sender<Online>,
     ) -> Self {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
+        let (knocked_tx, knocked) = mpsc::channel(KNOCK_QUEUE);
         let mut driver = Self {
             identity,
             quinn,
@@ -141,6 +150,8 @@ impl Driver {
             servers: Vec::new(),
             remotes: BTreeMap::new(),
             ufrags: BTreeMap::new(),
+            knocked,
+            knocked_tx,
             waiting: Vec::new(),
             next_remote: 1,
             next_request: 1,
@@ -179,6 +190,7 @@ impl Driver {
                 },
                 Some(flight) = self.outlets.flights.recv() => self.flight_captured(flight, Instant::now()),
                 Some(datagram) = self.outlets.stun.recv() => self.handle_stun(&datagram, Instant::now()),
+                Some(knocked) = self.knocked.recv() => self.handle_knock(&knocked, Instant::now()),
                 () = tokio::time::sleep_until(wake.into()) => self.handle_timeout(Instant::now()),
             }
         }
@@ -273,6 +285,7 @@ impl Driver {
             if let Some(state) = self.remotes.get_mut(&key) {
                 state.handle_timeout(now);
                 self.pump(key, now);
+                self.punch(key, now);
             }
         }
         if self.next_sweep <= now {

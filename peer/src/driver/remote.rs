@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peer_agent::birthday::{self, Action, Birthday, Part};
 use peer_agent::{Agent, SocketId};
 use rand::Rng as _;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{Introduction, IntroductionId, RegistrationId};
 use rendezvous_wire::relay::Channel;
-use rendezvous_wire::stun::{Received, TransactionId};
+use rendezvous_wire::stun::{Class, Received, TransactionId};
 
 use crate::config;
 use crate::explain::Explanation;
@@ -19,6 +20,7 @@ use crate::session::{Path, PathNews, WeakSession};
 use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 
 use super::dial::Dial;
+use super::punch::{Knocked, Punch};
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -43,6 +45,10 @@ pub(super) struct RemoteState {
     sources: VecDeque<SocketAddr>,
     confirmed: bool,
     selected: Option<peer_agent::Selected>,
+    /// Birthday probing, where it may be of use.
+    punch: Option<Punch>,
+    /// Sockets that won a path to it.
+    adopted: Vec<SocketIndex>,
     /// Grown by one with every kick.
     kicks: u32,
     /// Until then it may be without a session.
@@ -126,7 +132,9 @@ impl RemoteState {
         let agent = self.introduction.as_ref().and_then(|introduced| introduced.agent.poll_timeout());
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
-        agent.map(|(wake, _)| wake).into_iter().chain(dials).min()
+        let punch = self.punch.as_ref().filter(|_| self.selected.is_none());
+        let punch = punch.and_then(|punch| punch.birthday.poll_timeout());
+        agent.map(|(wake, _)| wake).into_iter().chain(dials).chain(punch).min()
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
@@ -179,6 +187,8 @@ impl Driver {
                 sources: VecDeque::new(),
                 confirmed: false,
                 selected: None,
+                punch: None,
+                adopted: Vec::new(),
                 kicks: 0,
                 keep_until: now + UNUSED,
             },
@@ -201,8 +211,8 @@ impl Driver {
             return;
         };
         let candidates = self.local_candidates();
-        for (index, local) in self.socket.local_addresses().into_iter().enumerate() {
-            agent.add_socket(SocketId(index as u32), local.into(), &candidates, now);
+        for (index, local) in self.socket.local_addresses().iter().enumerate() {
+            agent.add_socket(SocketId(index as u32), (*local).into(), &candidates, now);
         }
         for candidate in &introduction.candidates {
             agent.add_remote_candidate(*candidate, now);
@@ -210,7 +220,13 @@ impl Driver {
         // All candidates are known: the likeliest go first.
         agent.handle_timeout(now);
         self.end_introduction(key);
+        let part = Part::of(self.mapping(), introduction.mapping);
+        let target = birthday::target(&introduction.candidates);
         let Some(state) = self.remotes.get_mut(&key) else { return };
+        state.punch = part.zip(target).map(|(part, target)| {
+            tracing::debug!(peer = %state.peer.short(), ?part, %target, "birthday probing if nothing else works");
+            Punch::new(Birthday::new(part, target, seed, now))
+        });
         let ufrag = introduction.local.ufrag;
         self.ufrags.insert(ufrag.clone(), key);
         state.instance = Some(introduction.instance);
@@ -244,9 +260,9 @@ impl Driver {
 
     /// Takes a remote's introduction out of force, if there is one.
     fn end_introduction(&mut self, key: Key) {
-        let Some(introduced) = self.remotes.get_mut(&key).and_then(|state| state.introduction.take()) else {
-            return;
-        };
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        state.punch = None;
+        let Some(introduced) = state.introduction.take() else { return };
         self.ufrags.remove(&introduced.ufrag);
         self.socket.update(|table| {
             table.channels.remove(&(introduced.relay, introduced.channel));
@@ -282,7 +298,7 @@ impl Driver {
         let socket = selected.path.socket.0 as SocketIndex;
         let remote = selected.path.remote;
         let path = Path::Direct {
-            local: local_address(self.socket.local_addresses().get(socket).copied(), remote),
+            local: local_address(self.socket.local_address(socket), remote),
             remote,
             kind: selected.remote_kind,
             rtt: selected.rtt,
@@ -318,6 +334,9 @@ impl Driver {
                 }
                 peer_agent::Event::Selected(selected) => {
                     state.news.set_exhausted(false);
+                    if let Some(punch) = &mut state.punch {
+                        punch.stop(now);
+                    }
                     state.selected = Some(selected);
                     self.route_directly(key, now);
                 }
@@ -333,6 +352,60 @@ impl Driver {
                 _ => {}
             }
         }
+    }
+
+    /// Does what birthday probing has due for a remote. One host probes for one remote at a time: the budget is the router's.
+    pub(super) fn punch(&mut self, key: Key, now: Instant) {
+        let probing = |state: &RemoteState| {
+            state.selected.is_none()
+                && state.punch.as_ref().is_some_and(|punch| punch.birthday.is_running(now))
+        };
+        let busy = self.remotes.iter().any(|(other, state)| *other != key && probing(state));
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
+        if state.selected.is_some() {
+            return;
+        }
+        if busy && punch.birthday.poll_timeout().is_some_and(|due| due <= now) {
+            punch.stop(now);
+            return;
+        }
+        while let Some(action) = punch.birthday.poll(now) {
+            match action {
+                Action::Close => punch.close(),
+                Action::Probe(to) => {
+                    if let (Some(check), Some(socket)) =
+                        (introduced.agent.stray_check(), self.socket.socket_for(to))
+                    {
+                        self.socket.send_stun(socket, to, &check);
+                    }
+                }
+                Action::Knock(index, to) => {
+                    if let Some(check) = introduced.agent.stray_check() {
+                        punch.knock(index, to, &check, (key, &self.knocked_tx));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Something came to an extra socket. If it is a check of the other side, the two have met: the socket is adopted, and what follows is the
+    /// agent's.
+    pub(super) fn handle_knock(&mut self, knocked: &Knocked, now: Instant) {
+        let Ok(message) = Received::parse(&knocked.bytes) else { return };
+        let Some(state) = self.remotes.get_mut(&knocked.key) else { return };
+        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
+        if message.class() != Class::Request || !introduced.agent.is_authentic(&message) {
+            return;
+        }
+        let Some(socket) = punch.take(knocked).and_then(|io| self.socket.adopt(io)) else { return };
+        punch.stop(now);
+        tracing::debug!(peer = %state.peer.short(), source = %knocked.source, "met by birthday probing");
+        state.adopted.push(socket);
+        let id = SocketId(socket as u32);
+        introduced.agent.add_socket(id, knocked.source.into(), &[], now);
+        introduced.agent.handle_message(id, knocked.source, &message, now);
+        self.pump(knocked.key, now);
     }
 
     /// QUIC from `source` belongs to this remote from now on.
@@ -388,7 +461,9 @@ impl Driver {
             self.request_close(introduction);
         }
         self.end_introduction(key);
-        self.remotes.remove(&key);
+        for socket in self.remotes.remove(&key).into_iter().flat_map(|state| state.adopted) {
+            self.socket.release(socket);
+        }
         self.socket.update(|table| {
             table.remotes.remove(&key);
             table.sources.retain(|_, owner| *owner != key);

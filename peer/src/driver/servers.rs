@@ -136,7 +136,7 @@ impl Driver {
 
     /// Host candidates, then server-reflexive ones.
     pub(super) fn local_candidates(&self) -> Vec<Candidate> {
-        let mut candidates = host_candidates(&self.socket.local_addresses());
+        let mut candidates = host_candidates(self.socket.local_addresses());
         let mapped = self.servers.iter().filter_map(Server::current).flat_map(Reflection::mapped);
         for (rank, (_, address)) in mapped.enumerate() {
             if !candidates.iter().any(|candidate| candidate.address == address) {
@@ -196,7 +196,7 @@ impl Driver {
         if !usable {
             self.fail_waiting(&error);
         }
-        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_bound));
+        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_settled));
         self.online.send_replace(Online { ready, failed: (!usable).then_some(error) });
     }
 
@@ -231,7 +231,7 @@ impl Driver {
                 server.request(Request::Update(register.clone()));
             }
         }
-        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_bound));
+        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_settled));
         if ready && !self.online.borrow().ready {
             self.online.send_replace(Online { ready, failed: None });
         }

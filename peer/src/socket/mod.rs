@@ -1,4 +1,4 @@
-//! The path socket: one or two UDP sockets under quinn that carry QUIC for every remote over whatever path is best now,
+//! The path socket: one UDP socket per family, and those that won a path of their own, under quinn: they carry QUIC for every remote over whatever path is best now,
 //! together with STUN and the relay's frames.
 //!
 //! quinn sends to a remote's synthetic address; the route in the [`Table`] says where that goes. Errors never reach
@@ -47,16 +47,37 @@ pub(crate) struct StunDatagram {
     pub(crate) bytes: Bytes,
 }
 
+/// Most sockets: as many as [`PathSocket::blocked`] has bits.
+const MAX_SOCKETS: usize = 64;
+
 /// One UDP socket.
 struct Inner {
-    io: UdpSocket,
+    io: Arc<UdpSocket>,
     state: UdpSocketState,
     local: SocketAddr,
 }
 
+impl Inner {
+    fn new(io: Arc<UdpSocket>) -> io::Result<Self> {
+        let state = UdpSocketState::new((&*io).into())?;
+        // Best effort: the system may allow less.
+        let _ = state.set_send_buffer_size((&*io).into(), 4 << 20);
+        let _ = state.set_recv_buffer_size((&*io).into(), 4 << 20);
+        let local = io.local_addr()?;
+        Ok(Self { io, state, local })
+    }
+
+    fn sockref(&self) -> quinn::udp::UdpSockRef<'_> {
+        (&*self.io).into()
+    }
+}
+
 /// See the module's documentation.
 pub(crate) struct PathSocket {
-    inners: Vec<Inner>,
+    /// By index; the first ones, one per family, stay for good.
+    inners: ArcSwap<Vec<Option<Arc<Inner>>>>,
+    /// The addresses of the first ones.
+    own: Vec<SocketAddr>,
     table: ArcSwap<Table>,
     /// A bit for each socket that would block.
     blocked: AtomicU64,
@@ -77,7 +98,7 @@ pub(crate) struct Outlets {
 
 impl fmt::Debug for PathSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.inners.iter().map(|inner| inner.local)).finish()
+        f.debug_list().entries(self.inners.load().iter().flatten().map(|inner| inner.local)).finish()
     }
 }
 
@@ -85,21 +106,19 @@ impl PathSocket {
     /// Takes sockets that are bound and non-blocking. Must be called inside a tokio runtime.
     pub(crate) fn new(sockets: Vec<std::net::UdpSocket>) -> io::Result<(Arc<Self>, Outlets)> {
         let inners = sockets.into_iter().map(|socket| {
-            let state = UdpSocketState::new((&socket).into())?;
-            // Best effort: the system may allow less.
-            let _ = state.set_send_buffer_size((&socket).into(), 4 << 20);
-            let _ = state.set_recv_buffer_size((&socket).into(), 4 << 20);
-            let local = socket.local_addr()?;
-            Ok(Inner { io: UdpSocket::from_std(socket)?, state, local })
+            let inner = Inner::new(Arc::new(UdpSocket::from_std(socket)?))?;
+            Ok(Some(Arc::new(inner)))
         });
         let inners = inners.collect::<io::Result<Vec<_>>>()?;
-        if inners.is_empty() || inners.len() > 64 {
+        if inners.is_empty() || inners.len() > MAX_SOCKETS {
             return Err(io::Error::new(ErrorKind::InvalidInput, "from 1 to 64 sockets"));
         }
+        let own = inners.iter().flatten().map(|inner: &Arc<Inner>| inner.local).collect();
         let (stun, stun_rx) = mpsc::channel(STUN_QUEUE);
         let (flights, flights_rx) = mpsc::unbounded_channel();
         let socket = Self {
-            inners,
+            inners: ArcSwap::from_pointee(inners),
+            own,
             table: ArcSwap::default(),
             blocked: AtomicU64::new(0),
             injected: Mutex::default(),
@@ -111,14 +130,49 @@ impl PathSocket {
         Ok((Arc::new(socket), Outlets { stun: stun_rx, flights: flights_rx }))
     }
 
-    /// The sockets' own addresses, by index.
-    pub(crate) fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.inners.iter().map(|inner| inner.local).collect()
+    /// The addresses of its own sockets, by index; adopted ones not counted.
+    pub(crate) fn local_addresses(&self) -> &[SocketAddr] {
+        &self.own
     }
 
-    /// The socket that can send to `address`.
+    /// The address of any of its sockets.
+    pub(crate) fn local_address(&self, index: SocketIndex) -> Option<SocketAddr> {
+        self.inner(index).map(|inner| inner.local)
+    }
+
+    /// Takes in a socket that has won a path. `None` when there are as many as there can be. For the driver alone.
+    pub(crate) fn adopt(&self, io: Arc<UdpSocket>) -> Option<SocketIndex> {
+        let inner = Inner::new(io).ok()?;
+        let mut inners = Vec::clone(&self.inners.load());
+        let index = inners.iter().position(Option::is_none).unwrap_or(inners.len());
+        if index >= MAX_SOCKETS {
+            return None;
+        }
+        inners.resize(inners.len().max(index + 1), None);
+        inners[index] = Some(Arc::new(inner));
+        self.inners.store(Arc::new(inners));
+        // Whoever reads must look at the new one too.
+        self.injected_waker.wake();
+        Some(index)
+    }
+
+    /// Closes an adopted socket. For the driver alone.
+    pub(crate) fn release(&self, index: SocketIndex) {
+        let mut inners = Vec::clone(&self.inners.load());
+        if let Some(slot) = inners.get_mut(index) {
+            *slot = None;
+        }
+        self.inners.store(Arc::new(inners));
+        self.blocked.fetch_and(!(1 << index), Ordering::Release);
+    }
+
+    fn inner(&self, index: SocketIndex) -> Option<Arc<Inner>> {
+        self.inners.load().get(index).cloned().flatten()
+    }
+
+    /// The own socket that can send to `address`.
     pub(crate) fn socket_for(&self, address: SocketAddr) -> Option<SocketIndex> {
-        self.inners.iter().position(|inner| inner.local.is_ipv4() == address.is_ipv4())
+        self.own.iter().position(|local| local.is_ipv4() == address.is_ipv4())
     }
 
     /// Changes the table; for the driver alone, its only writer.
@@ -142,7 +196,7 @@ impl PathSocket {
     ///
     /// Not through quinn's socket state: an address that the kernel refuses would turn segmentation offload off for good.
     pub(crate) fn send_stun(&self, socket: SocketIndex, destination: SocketAddr, datagram: &[u8]) {
-        if let Some(inner) = self.inners.get(socket)
+        if let Some(inner) = self.inner(socket)
             && let Err(error) = inner.io.try_send_to(datagram, destination)
         {
             tracing::trace!(%destination, %error, "STUN not sent");
@@ -206,8 +260,9 @@ impl PathSocket {
     }
 
     fn send_on(&self, socket: SocketIndex, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(inner) = self.inners.get(socket) else { return Ok(()) };
-        let sent = inner.io.try_io(Interest::WRITABLE, || inner.state.send((&inner.io).into(), transmit));
+        let inners = self.inners.load();
+        let Some(Some(inner)) = inners.get(socket) else { return Ok(()) };
+        let sent = inner.io.try_io(Interest::WRITABLE, || inner.state.send(inner.sockref(), transmit));
         match sent {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.blocked.fetch_or(1 << socket, Ordering::Release);
@@ -229,7 +284,8 @@ impl PathSocket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<usize> {
-        let inner = &self.inners[socket];
+        let inners = self.inners.load();
+        let Some(Some(inner)) = inners.get(socket) else { return Poll::Pending };
         loop {
             match inner.io.poll_recv_ready(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -240,7 +296,7 @@ impl PathSocket {
                 Poll::Ready(Ok(())) => {}
             }
             let received =
-                inner.io.try_io(Interest::READABLE, || inner.state.recv((&inner.io).into(), buffers, meta));
+                inner.io.try_io(Interest::READABLE, || inner.state.recv(inner.sockref(), buffers, meta));
             // An error is WouldBlock, or an ICMP error of some earlier send: neither concerns this read.
             let Ok(count) = received else { continue };
             let table = self.table.load();
@@ -330,7 +386,7 @@ impl AsyncUdpSocket for PathSocket {
         if injected > 0 {
             return Poll::Ready(Ok(injected));
         }
-        let count = self.inners.len();
+        let count = self.inners.load().len();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         for offset in 0..count {
             if let Poll::Ready(filled) = self.receive((turn + offset) % count, cx, buffers, meta) {
@@ -342,19 +398,19 @@ impl AsyncUdpSocket for PathSocket {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         // Must be IPv6, since synthetic addresses are.
-        Ok(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), self.inners[0].local.port()))
+        Ok(SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), self.own[0].port()))
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inners.iter().map(|inner| inner.state.max_gso_segments()).min().unwrap_or(1)
+        self.inners.load().iter().flatten().map(|inner| inner.state.max_gso_segments()).min().unwrap_or(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inners.iter().map(|inner| inner.state.gro_segments()).max().unwrap_or(1)
+        self.inners.load().iter().flatten().map(|inner| inner.state.gro_segments()).max().unwrap_or(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.inners.iter().any(|inner| inner.state.may_fragment())
+        self.inners.load().iter().flatten().any(|inner| inner.state.may_fragment())
     }
 }
 
@@ -383,12 +439,12 @@ impl UdpPoller for Poller {
             }
             let socket = self.socket.clone();
             self.waiting = Some(Box::pin(async move {
-                for (index, inner) in socket.inners.iter().enumerate() {
-                    if blocked & (1 << index) != 0 {
+                for index in (0..MAX_SOCKETS).filter(|index| blocked & (1 << index) != 0) {
+                    if let Some(inner) = socket.inner(index) {
                         // A socket that cannot even wait is not one to wait for.
                         let _ = inner.io.writable().await;
-                        socket.blocked.fetch_and(!(1 << index), Ordering::Release);
                     }
+                    socket.blocked.fetch_and(!(1 << index), Ordering::Release);
                 }
             }));
         }

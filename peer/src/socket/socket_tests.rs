@@ -17,7 +17,7 @@ fn bound() -> std::net::UdpSocket {
 async fn pair() -> (Arc<PathSocket>, Outlets, std::net::UdpSocket, SocketAddr) {
     let (socket, outlets) = PathSocket::new(vec![bound()]).unwrap();
     // Until the runtime has looked at the socket, it would block.
-    socket.inners[0].io.writable().await.unwrap();
+    socket.inner(0).unwrap().io.writable().await.unwrap();
     let other = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     other.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let address = other.local_addr().unwrap();
@@ -166,4 +166,36 @@ async fn no_error_but_would_block_reaches_quinn() {
         table.remotes.insert(remote.synthetic, remote.clone());
     });
     transmit(&remote, &[0xc0], None, |transmit| socket.try_send(transmit).unwrap());
+}
+
+#[tokio::test]
+async fn an_adopted_socket_carries_quic_both_ways_and_can_be_released() {
+    let (socket, _outlets, other, address) = pair().await;
+    let waiting = {
+        let socket = socket.clone();
+        tokio::spawn(async move { receive(&socket).await })
+    };
+    // The reader is asleep on the first socket when the second one comes.
+    tokio::task::yield_now().await;
+    let extra = Arc::new(UdpSocket::from_std(bound()).unwrap());
+    extra.writable().await.unwrap();
+    let extra_address = extra.local_addr().unwrap();
+    let index = socket.adopt(extra).unwrap();
+    let remote = add(&socket, Route::Direct { socket: index, address });
+    socket.update(|table| {
+        table.sources.insert(address, remote.synthetic);
+    });
+    other.send_to(&[0xc0, 3], extra_address).unwrap();
+    assert_eq!(waiting.await.unwrap(), [(remote.synthetic, vec![0xc0, 3])]);
+    transmit(&remote, &[0xc0, 4], None, |transmit| socket.try_send(transmit).unwrap());
+    let mut buffer = [0; 100];
+    let (length, source) = other.recv_from(&mut buffer).unwrap();
+    assert_eq!((length, source), (2, extra_address));
+    socket.release(index);
+    transmit(&remote, &[0xc0, 5], None, |transmit| socket.try_send(transmit).unwrap());
+    assert_eq!(
+        socket.adopt(Arc::new(UdpSocket::from_std(bound()).unwrap())),
+        Some(index),
+        "the slot is free again"
+    );
 }
