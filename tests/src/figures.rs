@@ -28,6 +28,11 @@ impl Figures {
         }
     }
 
+    /// The share of them, from 0 to 1, that are not over `bound`; NaN when there is none.
+    pub fn share_up_to(&self, bound: f64) -> f64 {
+        self.0.iter().filter(|value| **value <= bound).count() as f64 / self.0.len() as f64
+    }
+
     /// The least; NaN when there is none.
     pub fn min(&self) -> f64 {
         self.0.first().copied().unwrap_or(f64::NAN)
@@ -65,6 +70,7 @@ mod tests {
         figures.extend([3.0, 1.0, 2.0]);
         assert_eq!((figures.median(), figures.min(), figures.max()), (2.0, 1.0, 3.0));
         figures.push(10.0);
+        assert_eq!(figures.share_up_to(2.0), 0.5);
         assert_eq!(figures.median(), 2.5);
         assert_eq!(figures.to_string(), "2.5 (1.0 to 10.0)");
     }

@@ -113,6 +113,8 @@ pub(crate) struct Driver {
     /// What comes to the extra sockets of birthday probing.
     knocked: mpsc::Receiver<punch::Knocked>,
     knocked_tx: mpsc::Sender<punch::Knocked>,
+    /// What our own router has had to remember lately.
+    probes: punch::Budget,
     /// Dials that no server has been free for yet.
     waiting: Vec<dial::Waiting>,
     next_remote: u64,
@@ -152,6 +154,7 @@ impl Driver {
             ufrags: BTreeMap::new(),
             knocked,
             knocked_tx,
+            probes: punch::Budget::default(),
             waiting: Vec::new(),
             next_remote: 1,
             next_request: 1,

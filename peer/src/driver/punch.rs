@@ -1,11 +1,12 @@
 //! The sockets of birthday probing ([`peer_agent::birthday`]): opened on the hard side by the hundred, all but the winner closed again.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use peer_agent::birthday::{Action, Birthday, SOCKETS};
+use peer_agent::birthday::{Action, Birthday, PROBES, SOCKETS};
 use rendezvous_wire::stun::MAX_STUN;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -15,6 +16,27 @@ use super::{AbortOnDrop, Key};
 /// Hop limit of the hard side's knocks: past its own router and a carrier's, and not as far as the other side's. There they could do nothing but
 /// harm: a router that takes them for its own traffic gives the other side's probes another port.
 const KNOCK_TTL: u32 = 3;
+
+/// How long Linux remembers a UDP flow that nobody has answered (`nf_conntrack_udp_timeout`).
+const ENTRY_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Bounds the probes of all remotes together: the router in front is the same.
+#[derive(Debug, Default)]
+pub(super) struct Budget(VecDeque<Instant>);
+
+impl Budget {
+    /// Takes one probe from it. False when it is used up for the moment.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        while self.0.front().is_some_and(|sent| now.saturating_duration_since(*sent) >= ENTRY_LIFETIME) {
+            self.0.pop_front();
+        }
+        let left = self.0.len() < PROBES;
+        if left {
+            self.0.push_back(now);
+        }
+        left
+    }
+}
 
 /// What came to an extra socket.
 #[derive(Debug)]
@@ -109,5 +131,19 @@ impl Extra {
             }
         });
         Ok(Self { io, ttl, _reader: AbortOnDrop(reader) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_holds_for_any_thirty_seconds() {
+        let start = Instant::now();
+        let mut budget = Budget::default();
+        let taken = (0..5000).filter(|step| budget.take(start + Duration::from_millis(4) * *step)).count();
+        assert_eq!(taken, PROBES, "20 s of asking");
+        assert!(budget.take(start + ENTRY_LIFETIME));
     }
 }

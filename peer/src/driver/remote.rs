@@ -374,6 +374,10 @@ impl Driver {
             match action {
                 Action::Close => punch.close(),
                 Action::Probe(to) => {
+                    if !self.probes.take(now) {
+                        punch.stop(now);
+                        return;
+                    }
                     if let (Some(check), Some(socket)) =
                         (introduced.agent.stray_check(), self.socket.socket_for(to))
                     {

@@ -37,8 +37,6 @@ struct Arguments {
 /// How long a pair that is to stay relayed has to surprise us: more than a whole round of checks.
 const RELAY_PATIENCE: Duration = Duration::from_secs(4);
 
-const DIRECT_PATIENCE: Duration = Duration::from_secs(10);
-
 #[derive(Debug, Default)]
 struct Tally {
     direct: usize,
@@ -76,7 +74,7 @@ fn run_all(
         Err(error) => return Err(error),
     };
     let patience = match cell::expected(a, b) {
-        Expected::Direct => DIRECT_PATIENCE,
+        Expected::Direct => cell::patience(a, b),
         _ => RELAY_PATIENCE,
     };
     for _ in 0..runs {
@@ -140,14 +138,26 @@ fn print(
             };
             total += 1;
             good += usize::from(as_expected);
-            direct.extend((tally.direct > 0).then(|| tally.session_direct.median()));
+            let at_once = tally.direct > 0 && !cell::is_by_chance(a, b);
+            direct.extend(at_once.then(|| tally.session_direct.median()));
             first.extend((tally.first_byte.count() > 0).then(|| tally.first_byte.median()));
             print!("{:>13}", format!("{}{}", text.join(" "), if as_expected { "" } else { " !" }));
         }
         println!();
     }
     println!("\n{good} of {total} cells as they should be.");
-    println!("Median of a cell, ms: first byte echoed {first:.0}; session on the direct path {direct:.0}");
+    let by_chance: Vec<_> = cells.iter().filter(|((a, b), _)| cell::is_by_chance(*a, *b)).collect();
+    if !by_chance.is_empty() {
+        println!("\nMet by birthday probing; ms from the dial to the session on the direct path:");
+        for ((a, b), tally) in by_chance {
+            let soon = tally.session_direct.share_up_to(8000.0) * 100.0;
+            println!("  {a:>12} dials {b:<12} {:.0}, {soon:.0} % within 8 s", tally.session_direct);
+        }
+        println!();
+    }
+    println!(
+        "Median of a cell, ms: first byte echoed {first:.0}; session on the direct path {direct:.0} (not by chance)"
+    );
     for ((a, b), tally) in cells {
         for failure in &tally.failed {
             println!("{a} dials {b}: {failure}");
