@@ -44,6 +44,9 @@
 //! at the same moment by one server, the triangle inequality speaks against that. If it happens all the same, the late
 //! side's check triggers one that arrives.
 //!
+//! Two NATs of which one takes a new port for every destination and the other filters by port cannot meet in a round: for
+//! these there is [`birthday`] probing, which hands its find over to the agent.
+//!
 //! # Out of scope
 //!
 //! The relay (data is there before and after a direct path; it is no candidate here), gathering, more than one
