@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use peer_agent::SocketId;
 use peer_agent::birthday::{Action, Birthday, PROBES, SOCKETS};
-use rendezvous_wire::stun::MAX_STUN;
+use rendezvous_wire::stun::{Class, MAX_STUN, Received};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use super::{AbortOnDrop, Key};
+use super::remote::RemoteState;
+use super::{AbortOnDrop, Driver, Key};
 
 /// Hop limit of the hard side's knocks: past its own router and a carrier's, and not as far as the other side's. There they could do nothing but
 /// harm: a router that takes them for its own traffic gives the other side's probes another port.
@@ -41,10 +43,10 @@ impl Budget {
 /// What came to an extra socket.
 #[derive(Debug)]
 pub(crate) struct Knocked {
-    pub(super) key: Key,
+    key: Key,
     index: usize,
-    pub(super) source: SocketAddr,
-    pub(super) bytes: Bytes,
+    source: SocketAddr,
+    bytes: Bytes,
 }
 
 /// One remote's probing.
@@ -131,6 +133,66 @@ impl Extra {
             }
         });
         Ok(Self { io, ttl, _reader: AbortOnDrop(reader) })
+    }
+}
+
+impl Driver {
+    /// Does what birthday probing has due for a remote. One host probes for one remote at a time: the budget is the router's.
+    pub(super) fn punch(&mut self, key: Key, now: Instant) {
+        let probing = |state: &RemoteState| {
+            state.selected.is_none()
+                && state.punch.as_ref().is_some_and(|punch| punch.birthday.is_running(now))
+        };
+        let busy = self.remotes.iter().any(|(other, state)| *other != key && probing(state));
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
+        if state.selected.is_some() {
+            return;
+        }
+        if busy && punch.birthday.poll_timeout().is_some_and(|due| due <= now) {
+            punch.stop(now);
+            return;
+        }
+        while let Some(action) = punch.birthday.poll(now) {
+            match action {
+                Action::Close => punch.close(),
+                Action::Probe(to) => {
+                    if !self.probes.take(now) {
+                        punch.stop(now);
+                        return;
+                    }
+                    if let (Some(check), Some(socket)) =
+                        (introduced.agent.stray_check(), self.socket.socket_for(to))
+                    {
+                        self.socket.send_stun(socket, to, &check);
+                    }
+                }
+                Action::Knock(index, to) => {
+                    if let Some(check) = introduced.agent.stray_check() {
+                        punch.knock(index, to, &check, (key, &self.knocked_tx));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Something came to an extra socket. If it is a check of the other side, the two have met: the socket is adopted, and what follows is the
+    /// agent's.
+    pub(super) fn handle_knock(&mut self, knocked: &Knocked, now: Instant) {
+        let Ok(message) = Received::parse(&knocked.bytes) else { return };
+        let Some(state) = self.remotes.get_mut(&knocked.key) else { return };
+        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
+        if message.class() != Class::Request || !introduced.agent.is_authentic(&message) {
+            return;
+        }
+        let Some(socket) = punch.take(knocked).and_then(|io| self.socket.adopt(io)) else { return };
+        punch.stop(now);
+        tracing::debug!(peer = %state.peer.short(), source = %knocked.source, "met by birthday probing");
+        state.adopted.push(socket);
+        let id = SocketId(socket as u32);
+        introduced.agent.add_socket(id, knocked.source.into(), &[], now);
+        introduced.agent.handle_message(id, knocked.source, &message, now);
+        self.pump(knocked.key, now);
     }
 }
 

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peer_agent::birthday::{self, Action, Birthday, Part};
+use peer_agent::birthday::{self, Birthday, Part};
 use peer_agent::{Agent, SocketId};
 use rand::Rng as _;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{Introduction, IntroductionId, RegistrationId};
 use rendezvous_wire::relay::Channel;
-use rendezvous_wire::stun::{Class, Received, TransactionId};
+use rendezvous_wire::stun::{Received, TransactionId};
 
 use crate::config;
 use crate::explain::Explanation;
@@ -20,7 +20,7 @@ use crate::session::{Path, PathNews, WeakSession};
 use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 
 use super::dial::Dial;
-use super::punch::{Knocked, Punch};
+use super::punch::Punch;
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -38,17 +38,17 @@ pub(super) struct RemoteState {
     pub(super) instance: Option<u64>,
     pub(super) news: PathNews,
     pub(super) introduced_at: Option<Instant>,
-    introduction: Option<Introduced>,
+    pub(super) introduction: Option<Introduced>,
     pub(super) dials: Vec<Dial>,
     pub(super) sessions: Vec<WeakSession>,
     /// Where its QUIC comes from, the latest last.
     sources: VecDeque<SocketAddr>,
     confirmed: bool,
-    selected: Option<peer_agent::Selected>,
+    pub(super) selected: Option<peer_agent::Selected>,
     /// Birthday probing, where it may be of use.
-    punch: Option<Punch>,
+    pub(super) punch: Option<Punch>,
     /// Sockets that won a path to it.
-    adopted: Vec<SocketIndex>,
+    pub(super) adopted: Vec<SocketIndex>,
     /// Grown by one with every kick.
     kicks: u32,
     /// Until then it may be without a session.
@@ -56,14 +56,14 @@ pub(super) struct RemoteState {
 }
 
 /// An introduction in force.
-struct Introduced {
+pub(super) struct Introduced {
     id: IntroductionId,
     server: usize,
     registration: RegistrationId,
     relay: SocketAddr,
     relay_socket: SocketIndex,
     channel: Channel,
-    agent: Agent,
+    pub(super) agent: Agent,
     ufrag: String,
     /// How the other side's NAT maps, by its own measure.
     mapping: Mapping,
@@ -352,64 +352,6 @@ impl Driver {
                 _ => {}
             }
         }
-    }
-
-    /// Does what birthday probing has due for a remote. One host probes for one remote at a time: the budget is the router's.
-    pub(super) fn punch(&mut self, key: Key, now: Instant) {
-        let probing = |state: &RemoteState| {
-            state.selected.is_none()
-                && state.punch.as_ref().is_some_and(|punch| punch.birthday.is_running(now))
-        };
-        let busy = self.remotes.iter().any(|(other, state)| *other != key && probing(state));
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
-        if state.selected.is_some() {
-            return;
-        }
-        if busy && punch.birthday.poll_timeout().is_some_and(|due| due <= now) {
-            punch.stop(now);
-            return;
-        }
-        while let Some(action) = punch.birthday.poll(now) {
-            match action {
-                Action::Close => punch.close(),
-                Action::Probe(to) => {
-                    if !self.probes.take(now) {
-                        punch.stop(now);
-                        return;
-                    }
-                    if let (Some(check), Some(socket)) =
-                        (introduced.agent.stray_check(), self.socket.socket_for(to))
-                    {
-                        self.socket.send_stun(socket, to, &check);
-                    }
-                }
-                Action::Knock(index, to) => {
-                    if let Some(check) = introduced.agent.stray_check() {
-                        punch.knock(index, to, &check, (key, &self.knocked_tx));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Something came to an extra socket. If it is a check of the other side, the two have met: the socket is adopted, and what follows is the
-    /// agent's.
-    pub(super) fn handle_knock(&mut self, knocked: &Knocked, now: Instant) {
-        let Ok(message) = Received::parse(&knocked.bytes) else { return };
-        let Some(state) = self.remotes.get_mut(&knocked.key) else { return };
-        let (Some(punch), Some(introduced)) = (&mut state.punch, &mut state.introduction) else { return };
-        if message.class() != Class::Request || !introduced.agent.is_authentic(&message) {
-            return;
-        }
-        let Some(socket) = punch.take(knocked).and_then(|io| self.socket.adopt(io)) else { return };
-        punch.stop(now);
-        tracing::debug!(peer = %state.peer.short(), source = %knocked.source, "met by birthday probing");
-        state.adopted.push(socket);
-        let id = SocketId(socket as u32);
-        introduced.agent.add_socket(id, knocked.source.into(), &[], now);
-        introduced.agent.handle_message(id, knocked.source, &message, now);
-        self.pump(knocked.key, now);
     }
 
     /// QUIC from `source` belongs to this remote from now on.
