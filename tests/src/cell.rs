@@ -71,9 +71,10 @@ pub fn is_by_chance(a: RouterKind, b: RouterKind) -> bool {
     expected(a, b) == Expected::Direct && (meets(a, b) || meets(b, a))
 }
 
-/// How long a run may take to become direct. By chance an attempt of 4 s succeeds in 98 of 100 cases, and the next one begins after 40 s.
+/// How long a run may take to become direct. By chance an attempt of 4 s succeeds in 98 of 100 cases, and the next ones begin after 40 and
+/// 80 s.
 pub fn patience(a: RouterKind, b: RouterKind) -> Duration {
-    Duration::from_secs(if is_by_chance(a, b) { 60 } else { 20 })
+    Duration::from_secs(if is_by_chance(a, b) { 90 } else { 20 })
 }
 
 /// Whether an outcome is what was expected.
