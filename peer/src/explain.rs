@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use peer_agent::{PairReport, PairState};
+use peer_agent::{PairReport, PairState, Rung, RungReport};
 use rendezvous_wire::candidate::Mapping;
 
 /// Everything that is known about the paths of a session.
@@ -15,6 +15,10 @@ pub struct Explanation {
     pub remote: Mapping,
     /// Every pair of a socket of ours and an address of theirs, best first.
     pub pairs: Vec<PairReport>,
+    /// What was done beyond plain checks of these pairs.
+    pub rungs: Vec<RungReport>,
+    /// Which rung has led to the path in use.
+    pub rung: Option<Rung>,
     /// Whether a whole round of checks has ended with nothing proven since a direct path was last in use.
     pub exhausted: bool,
 }
@@ -44,7 +48,6 @@ pub enum Verdict {
 impl Explanation {
     /// What it comes down to.
     pub fn verdict(&self) -> Verdict {
-        use Mapping::AddressAndPortDependent as Dependent;
         if self.pairs.iter().any(|pair| pair.selected) {
             return Verdict::Direct;
         }
@@ -54,10 +57,10 @@ impl Explanation {
         if !self.exhausted {
             return Verdict::Trying;
         }
-        match (self.local, self.remote) {
-            (Dependent, Dependent) => Verdict::BothPortDependent,
-            (Dependent, _) => Verdict::LocalPortDependent,
-            (_, Dependent) => Verdict::RemotePortDependent,
+        match (self.local.is_port_dependent(), self.remote.is_port_dependent()) {
+            (true, true) => Verdict::BothPortDependent,
+            (true, false) => Verdict::LocalPortDependent,
+            (false, true) => Verdict::RemotePortDependent,
             _ if self.pairs.iter().any(|pair| pair.checks_received > 0) => Verdict::OneWay,
             _ => Verdict::NoAnswer,
         }
@@ -158,6 +161,12 @@ impl fmt::Display for Explanation {
         for pair in &self.pairs {
             write!(f, "\n    {}", describe(pair))?;
         }
+        for rung in &self.rungs {
+            write!(f, "\n    {rung}")?;
+        }
+        if let Some(rung) = self.rung {
+            write!(f, "\n  found by:   {rung}")?;
+        }
         Ok(())
     }
 }
@@ -165,9 +174,12 @@ impl fmt::Display for Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Mapping::{AddressAndPortDependent as Apdm, EndpointIndependent as Eim, Unknown};
+    use Mapping::{EndpointIndependent as Eim, Unknown};
     use peer_agent::{Path, SocketId};
     use rendezvous_wire::CandidateKind;
+
+    const APDM: Mapping =
+        Mapping::AddressAndPortDependent(rendezvous_wire::candidate::PortAllocation::Random);
 
     fn pair(selected: bool, checks_received: u64) -> PairReport {
         PairReport {
@@ -188,17 +200,17 @@ mod tests {
     #[test]
     fn every_situation_has_its_verdict() {
         for (local, remote, pairs, exhausted, expected) in [
-            (Apdm, Apdm, vec![pair(true, 1)], false, Verdict::Direct),
+            (APDM, APDM, vec![pair(true, 1)], false, Verdict::Direct),
             (Eim, Eim, vec![pair(false, 0)], false, Verdict::Trying),
             (Eim, Eim, vec![], true, Verdict::NothingToTry),
-            (Apdm, Apdm, vec![pair(false, 0)], true, Verdict::BothPortDependent),
-            (Apdm, Eim, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
-            (Apdm, Unknown, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
-            (Eim, Apdm, vec![pair(false, 0)], true, Verdict::RemotePortDependent),
+            (APDM, APDM, vec![pair(false, 0)], true, Verdict::BothPortDependent),
+            (APDM, Eim, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
+            (APDM, Unknown, vec![pair(false, 0)], true, Verdict::LocalPortDependent),
+            (Eim, APDM, vec![pair(false, 0)], true, Verdict::RemotePortDependent),
             (Eim, Eim, vec![pair(false, 3)], true, Verdict::OneWay),
             (Eim, Unknown, vec![pair(false, 0)], true, Verdict::NoAnswer),
         ] {
-            let explanation = Explanation { local, remote, pairs, exhausted };
+            let explanation = Explanation { local, remote, pairs, rungs: Vec::new(), rung: None, exhausted };
             assert_eq!(explanation.verdict(), expected, "{explanation}");
             let relayed = expected.to_string().starts_with("relayed");
             assert_eq!(relayed, expected != Verdict::Direct);

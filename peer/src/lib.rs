@@ -37,8 +37,8 @@ pub mod identity;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};
-pub use peer_agent::{CheckError, PairReport, PairState};
-pub use rendezvous_wire::candidate::{CandidateKind, Mapping};
+pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
+pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
 pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
 pub use session::{Path, Session, Timeline};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use peer_agent::prediction;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rendezvous_wire::candidate::Mapping;
@@ -54,6 +55,8 @@ pub(crate) struct Reflection {
     sequence: u64,
     probes: Vec<Probe>,
     random: StdRng,
+    /// The port that the sockets are bound to.
+    local_port: u16,
     /// What the signalling connection's source looked like to the server.
     observed: SocketAddr,
     /// The relay has answered that it does not know the registration.
@@ -61,12 +64,12 @@ pub(crate) struct Reflection {
 }
 
 impl Reflection {
-    /// Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
+    /// `local_port` is that of the socket whose source the server has `observed`. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
     /// family; asks the others only to learn mappings.
     pub(crate) fn new(
         registration: RegistrationId,
         key: &str,
-        observed: SocketAddr,
+        (observed, local_port): (SocketAddr, u16),
         destinations: &[(SocketIndex, SocketAddr)],
         seed: u64,
         now: Instant,
@@ -86,6 +89,7 @@ impl Reflection {
             sequence: 0,
             probes: probes.collect(),
             random: StdRng::seed_from_u64(seed),
+            local_port,
             observed,
             disowned: false,
         })
@@ -170,6 +174,11 @@ impl Reflection {
         self.is_bound() && self.probes.iter().all(known)
     }
 
+    /// Where it asks.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
+        self.probes.iter().map(|probe| probe.destination)
+    }
+
     /// The sockets' mapped addresses, each once.
     pub(crate) fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
         let mut all: Vec<_> =
@@ -186,17 +195,20 @@ impl Reflection {
         for (index, probe) in self.probes.iter().enumerate() {
             if let Some(mapped) = probe.mapped {
                 let views = seen.entry((mapped.is_ipv6(), probe.socket)).or_default();
-                views.push(mapped);
-                // Signalling came from the same socket to a third port of the same host.
+                // Signalling came from the same socket to a third port of the same host, and came first.
                 if index == 0 && self.observed.is_ipv4() == mapped.is_ipv4() {
                     views.push(self.observed);
                 }
+                views.push(mapped);
             }
         }
         match seen.into_values().find(|views| views.len() > 1) {
             None => Mapping::Unknown,
             Some(views) if views.iter().all(|view| *view == views[0]) => Mapping::EndpointIndependent,
-            Some(_) => Mapping::AddressAndPortDependent,
+            Some(views) => {
+                let ports: Vec<u16> = views.iter().map(SocketAddr::port).collect();
+                Mapping::AddressAndPortDependent(prediction::allocation(self.local_port, &ports))
+            }
         }
     }
 }
@@ -204,6 +216,7 @@ impl Reflection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rendezvous_wire::candidate::PortAllocation;
 
     const KEY: &str = "0123456789abcdefghijkl";
 
@@ -214,7 +227,7 @@ mod tests {
     fn reflection(now: Instant) -> Reflection {
         let destinations = [(0, address("198.51.100.1:3478")), (0, address("198.51.100.1:3479"))];
         let observed = address("203.0.113.5:1000");
-        Reflection::new(RegistrationId(7), KEY, observed, &destinations, 1, now).unwrap()
+        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 1, now).unwrap()
     }
 
     /// Answers what is due, each destination with its own mapped port.
@@ -241,9 +254,15 @@ mod tests {
         assert_eq!(same.mapping(), Mapping::EndpointIndependent);
         assert!(same.is_bound() && same.is_settled());
         assert_eq!(same.mapped(), [(0, address("203.0.113.5:1000"))]);
-        let mut other = reflection(now);
-        answer(&mut other, [1001, 1002], now);
-        assert_eq!(other.mapping(), Mapping::AddressAndPortDependent);
+        for (ports, allocation) in [
+            ([1001, 1002], PortAllocation::Sequential),
+            ([31_001, 9002], PortAllocation::Random),
+            ([4000, 9002], PortAllocation::Preserving),
+        ] {
+            let mut other = reflection(now);
+            answer(&mut other, ports, now);
+            assert_eq!(other.mapping(), Mapping::AddressAndPortDependent(allocation));
+        }
     }
 
     #[test]

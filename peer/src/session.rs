@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
+use peer_agent::Rung;
 use quinn::Connection;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::CandidateKind;
@@ -32,6 +33,8 @@ pub enum Path {
         remote: SocketAddr,
         /// How the remote address was learnt.
         kind: CandidateKind,
+        /// What has led to the path.
+        rung: Rung,
         /// Round-trip time of the check that proved the path.
         rtt: Duration,
     },
@@ -48,8 +51,12 @@ impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Relayed { relay } => write!(f, "relayed over {relay}"),
-            Self::Direct { local, remote, kind, rtt } => {
-                write!(f, "direct {local} -> {remote} ({kind}), RTT {:.1} ms", rtt.as_secs_f64() * 1e3)
+            Self::Direct { local, remote, kind, rung, rtt } => {
+                write!(f, "direct {local} -> {remote} ({kind}")?;
+                if *rung != Rung::Plain {
+                    write!(f, ", by {rung}")?;
+                }
+                write!(f, "), RTT {:.1} ms", rtt.as_secs_f64() * 1e3)
             }
         }
     }

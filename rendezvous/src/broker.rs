@@ -67,6 +67,7 @@ struct Lease {
     until: Instant,
     online: bool,
     introducing: Bucket,
+    meeting: Bucket,
 }
 
 impl Broker {
@@ -119,7 +120,8 @@ impl Broker {
         let key = Key::new(&password).map_err(|_| RegisterError::Full)?;
         self.directory.insert(registration, peer, observed, says);
         let until = now + self.limits.lease;
-        self.leases.insert(registration, Lease { until, online: true, introducing: Bucket::default() });
+        let (introducing, meeting) = (Bucket::default(), Bucket::default());
+        self.leases.insert(registration, Lease { until, online: true, introducing, meeting });
         self.actions.push_back(Action::Relay(Change::Admit { registration, key }));
         let registered = Registered {
             registration,
@@ -151,6 +153,22 @@ impl Broker {
             Request::Close(introduction) => {
                 if let Some(ended) = self.introductions.close(introduction, from) {
                     self.announce(ended);
+                }
+            }
+            Request::Meet(meeting) => {
+                if self.may_meet(from, now)
+                    && let Some(both) = self.introductions.meet(from, meeting)
+                {
+                    for (side, number, meeting) in both {
+                        self.notify(side, Notice::Meet(number, meeting));
+                    }
+                }
+            }
+            Request::Primed(introduction, number) => {
+                if let Some(both) = self.introductions.primed(from, introduction, number) {
+                    for side in both {
+                        self.notify(side, Notice::Go(introduction, number));
+                    }
                 }
             }
         }
@@ -238,6 +256,11 @@ impl Broker {
         self.notify(id, Notice::Introduction(made.to_target));
         self.notify(from, Notice::Introduction(made.to_asker));
         Ok(())
+    }
+
+    /// One that is over its rate is not told: its meeting comes to nothing, and it asks for another by and by.
+    fn may_meet(&mut self, from: RegistrationId, now: Instant) -> bool {
+        self.leases.get_mut(&from).is_some_and(|lease| lease.meeting.take(self.limits.meeting, now))
     }
 
     fn end(&mut self, registration: RegistrationId) {

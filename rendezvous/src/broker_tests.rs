@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use rand::Rng;
-use rendezvous_wire::message::{Introduction, IntroductionId, IntroductionPolicy, RequestId};
+use rendezvous_wire::message::{
+    Introduction, IntroductionId, IntroductionPolicy, Meeting, MeetingNumber, RequestId,
+};
 use rendezvous_wire::relay::Channel;
 
 use super::*;
@@ -188,6 +190,45 @@ fn a_peer_with_too_many_registrations_loses_the_oldest() {
     assert_eq!(evicted.count(), 1);
     assert!(broker.directory().get(first).is_none());
     assert_eq!(broker.directory().len(), 2);
+}
+
+/// What was said about meetings, and to whom.
+fn meetings(actions: Vec<Action>) -> Vec<(RegistrationId, Notice)> {
+    let said = actions.into_iter().filter_map(|action| match action {
+        Action::Notify(to, notice @ (Notice::Meet(..) | Notice::Go(..))) => Some((to, notice)),
+        _ => None,
+    });
+    said.collect()
+}
+
+#[test]
+fn two_sides_are_brought_together_and_nobody_else() {
+    let now = Instant::now();
+    let mut broker = broker(Limits::default());
+    let [a, b, c] = [1, 2, 3].map(|number| register(&mut broker, number, now));
+    introduce(&mut broker, a, peer(2), now);
+    let introduction = introductions(&drain(&mut broker))[&a].introduction;
+    let meeting = |port: u16| Meeting { introduction, doors: vec![([192, 0, 2, 9], port).into()] };
+    let mut say = |from, request| {
+        broker.handle_request(from, request, now).unwrap();
+        meetings(drain(&mut broker))
+    };
+    assert!(say(a, Request::Meet(meeting(1))).is_empty());
+    assert!(say(c, Request::Meet(meeting(3))).is_empty(), "a stranger to the introduction");
+    let number = MeetingNumber(1);
+    let told = say(b, Request::Meet(meeting(2)));
+    assert_eq!(told, [(a, Notice::Meet(number, meeting(2))), (b, Notice::Meet(number, meeting(1)))]);
+    assert!(say(a, Request::Primed(introduction, number)).is_empty());
+    assert!(say(c, Request::Primed(introduction, number)).is_empty());
+    let go = Notice::Go(introduction, number);
+    assert_eq!(say(b, Request::Primed(introduction, number)), [(a, go.clone()), (b, go)]);
+    for _ in 0..1000 {
+        say(a, Request::Meet(meeting(1)));
+    }
+    assert!(
+        say(b, Request::Meet(meeting(2))).len() == 2,
+        "the one who asks too often does not harm the other"
+    );
 }
 
 #[test]

@@ -7,12 +7,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
-    Credentials, Introduction, IntroductionId, NotIntroduced, RegistrationId, RequestId, Role,
+    Credentials, Introduction, IntroductionId, Meeting, MeetingNumber, NotIntroduced, RegistrationId,
+    RequestId, Role,
 };
 use rendezvous_wire::relay::Channel;
 use rendezvous_wire::{Candidate, PeerId};
 
 use crate::limits::Limits;
+use crate::meeting::{MeetingState, Side};
 
 /// Bytes of randomness in a ufrag: 48 bits in 8 characters, where RFC 8445, section 5.3 asks for 24 bits.
 const UFRAG_BYTES: usize = 6;
@@ -68,9 +70,18 @@ struct Entry {
     asker: RegistrationId,
     target: RegistrationId,
     channel: Channel,
+    meeting: MeetingState,
 }
 
 impl Entry {
+    fn side(&self, member: RegistrationId) -> Option<Side> {
+        match member {
+            _ if member == self.asker => Some(Side::Asker),
+            _ if member == self.target => Some(Side::Target),
+            _ => None,
+        }
+    }
+
     fn other(&self, member: RegistrationId) -> Option<RegistrationId> {
         match member {
             _ if member == self.asker => Some(self.target),
@@ -112,7 +123,8 @@ impl Introductions {
         let channel = self.free_channel(rng);
         let (of_asker, of_target) = (credentials(rng), credentials(rng));
 
-        let entry = Entry { asker: asker.registration, target: target.registration, channel };
+        let (asker_id, target_id) = (asker.registration, target.registration);
+        let entry = Entry { asker: asker_id, target: target_id, channel, meeting: MeetingState::default() };
         self.entries.insert(introduction, entry);
         self.members.entry(asker.registration).or_default().asked.push(introduction);
         self.members.entry(target.registration).or_default().answered.push(introduction);
@@ -154,6 +166,32 @@ impl Introductions {
         self.forget(entry.asker, |membership| &mut membership.asked, introduction);
         self.forget(entry.target, |membership| &mut membership.answered, introduction);
         Some(Ended { introduction, channel: entry.channel, other })
+    }
+
+    /// One side is ready to meet. When the other is too: what each is to be told.
+    pub fn meet(
+        &mut self,
+        from: RegistrationId,
+        meeting: Meeting,
+    ) -> Option<[(RegistrationId, MeetingNumber, Meeting); 2]> {
+        let introduction = meeting.introduction;
+        let entry = self.entries.get_mut(&introduction)?;
+        let side = entry.side(from)?;
+        let (number, [asker, target]) = entry.meeting.meet(side, meeting.doors)?;
+        let part = |doors| Meeting { introduction, doors };
+        Some([(entry.asker, number, part(target)), (entry.target, number, part(asker))])
+    }
+
+    /// One side is primed. When the other is too: both, to be told.
+    pub fn primed(
+        &mut self,
+        from: RegistrationId,
+        introduction: IntroductionId,
+        number: MeetingNumber,
+    ) -> Option<[RegistrationId; 2]> {
+        let entry = self.entries.get_mut(&introduction)?;
+        let side = entry.side(from)?;
+        entry.meeting.primed(side, number).then_some([entry.asker, entry.target])
     }
 
     /// A registration has ended: so do all its introductions.

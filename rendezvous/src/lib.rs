@@ -34,6 +34,7 @@ pub mod hosts;
 pub mod introductions;
 pub mod keyfile;
 pub mod limits;
+mod meeting;
 mod owner;
 mod ports;
 pub mod relay;

@@ -29,6 +29,8 @@ pub struct Limits {
     pub introducing: Rate,
     /// Introductions asked for per source, whatever the number of registrations there.
     pub introducing_per_source: Rate,
+    /// Meetings asked for per registration; an introduction asks for one a second at most.
+    pub meeting: Rate,
     /// Unauthenticated STUN answers per source and relay thread. What an attacker can have us send to a victim
     /// whose address he forges.
     pub reflecting: Rate,
@@ -54,6 +56,7 @@ impl Default for Limits {
             connecting: Rate::new(512, 32),
             introducing: Rate::new(128, 8),
             introducing_per_source: Rate::new(1_024, 64),
+            meeting: Rate::new(128, 16),
             reflecting: Rate::new(256, 64),
             binding: Rate::new(64, 16),
             queued_bytes: 64 * 1024,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use common::*;
 use rendezvous_wire::KeyPair;
-use rendezvous_wire::candidate::{Candidate, CandidateKind, Mapping};
+use rendezvous_wire::candidate::{Candidate, CandidateKind, Mapping, PortAllocation};
 use rendezvous_wire::message::{
     IntroductionPolicy, NotIntroduced, Notice, Register, Request, Role, close_code,
 };
@@ -60,7 +60,7 @@ async fn candidates_mapping_and_policy_can_be_updated() {
     let says = Register {
         instance: 1,
         candidates: vec![host, loopback],
-        mapping: Mapping::AddressAndPortDependent,
+        mapping: Mapping::AddressAndPortDependent(PortAllocation::Random),
         policy: IntroductionPolicy::Only(vec![dialler.id()]),
     };
     listener.line.tell(&Request::Update(says)).await;
@@ -69,7 +69,7 @@ async fn candidates_mapping_and_policy_can_be_updated() {
     assert_eq!(listener.refusal().await, NotIntroduced::Oneself);
     let (to_dialler, _) = introduce(&mut dialler, &mut listener).await;
     assert_eq!(to_dialler.candidates, [host]);
-    assert_eq!(to_dialler.mapping, Mapping::AddressAndPortDependent);
+    assert_eq!(to_dialler.mapping, Mapping::AddressAndPortDependent(PortAllocation::Random));
 }
 
 #[tokio::test]

@@ -98,6 +98,20 @@ impl Agent {
         }
     }
 
+    /// Forgets a socket and its pairs, unless it is the selected path's. True when it is gone.
+    pub fn remove_socket(&mut self, socket: SocketId) -> bool {
+        let unused = self.choice.path().is_none_or(|path| path.socket != socket);
+        if unused {
+            self.checklist.remove_socket(socket);
+        }
+        unused
+    }
+
+    /// The first socket of a family.
+    pub(crate) fn socket_of(&self, family: Family) -> Option<SocketId> {
+        self.checklist.socket_of(family)
+    }
+
     /// Adds a candidate of the other side, at any time (RFC 8838), and checks it at once. Nothing happens when it is
     /// known or must not be probed ([`is_probeable`](rendezvous_wire::candidate::is_probeable)). When there are
     /// [`MAX_CANDIDATES`](rendezvous_wire::candidate::MAX_CANDIDATES) already, the oldest that is not proven goes.

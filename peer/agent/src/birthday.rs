@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use rendezvous_wire::candidate::Mapping;
+use rendezvous_wire::candidate::{Mapping, PortAllocation};
 
 /// Sockets that the hard side opens.
 pub const SOCKETS: usize = 256;
@@ -62,8 +62,8 @@ impl Part {
     pub fn of(local: Mapping, remote: Mapping) -> Option<Self> {
         use Mapping::{AddressAndPortDependent as Dependent, EndpointIndependent as Independent};
         match (local, remote) {
-            (Dependent, Independent) => Some(Self::Hard),
-            (Independent, Dependent) => Some(Self::Easy),
+            (Dependent(PortAllocation::Random), Independent) => Some(Self::Hard),
+            (Independent, Dependent(PortAllocation::Random)) => Some(Self::Easy),
             _ => None,
         }
     }
@@ -91,6 +91,8 @@ pub struct Birthday {
     next: Instant,
     /// Probes or knocks of this attempt.
     sent: usize,
+    /// Of all attempts.
+    total: u64,
     probed: BTreeSet<u16>,
     over: bool,
 }
@@ -108,6 +110,7 @@ impl Birthday {
             attempt: 0,
             next: begin,
             sent: 0,
+            total: 0,
             probed: BTreeSet::new(),
             over: false,
         }
@@ -134,6 +137,33 @@ impl Birthday {
         was_open.then_some(Action::Close)
     }
 
+    /// A direct path was lost: attempts begin again, at the times that both sides know.
+    pub fn resume(&mut self, now: Instant) {
+        self.over = false;
+        self.attempt = 0;
+        self.sent = 0;
+        self.probed.clear();
+        while self.begin <= now {
+            self.begin += ATTEMPT_INTERVAL;
+        }
+        self.next = self.begin;
+    }
+
+    /// Which part this side plays.
+    pub fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Probes or knocks sent since it began.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The end of the attempt that is running or comes next.
+    pub fn attempt_ends(&self) -> Instant {
+        self.begin + ATTEMPT
+    }
+
     /// The next thing that is due.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
         if self.over || now < self.next {
@@ -151,6 +181,7 @@ impl Birthday {
             return None;
         }
         self.sent += 1;
+        self.total += 1;
         // Late wake-ups are not made up for: the rate is a promise to the router.
         self.next = (self.next + PROBE_INTERVAL).max(now);
         let port = loop {
@@ -169,6 +200,7 @@ impl Birthday {
         }
         let index = self.sent % SOCKETS;
         self.sent += 1;
+        self.total += 1;
         self.next = if self.sent.is_multiple_of(SOCKETS) {
             (self.begin + REPEAT * (self.sent / SOCKETS) as u32).min(self.begin + ATTEMPT)
         } else {
@@ -230,10 +262,12 @@ mod tests {
 
     #[test]
     fn only_one_hard_side_with_one_easy_side_probes() {
-        use Mapping::{AddressAndPortDependent as D, EndpointIndependent as I, Unknown as U};
-        assert_eq!(Part::of(D, I), Some(Part::Hard));
-        assert_eq!(Part::of(I, D), Some(Part::Easy));
-        for (local, remote) in [(D, D), (I, I), (U, D), (D, U), (U, U), (I, U)] {
+        use Mapping::{EndpointIndependent as I, Unknown as U};
+        let [d, s, p] = [PortAllocation::Random, PortAllocation::Sequential, PortAllocation::Preserving]
+            .map(Mapping::AddressAndPortDependent);
+        assert_eq!(Part::of(d, I), Some(Part::Hard));
+        assert_eq!(Part::of(I, d), Some(Part::Easy));
+        for (local, remote) in [(d, d), (I, I), (U, d), (d, U), (U, U), (I, U), (I, s), (p, I), (s, d)] {
             assert_eq!(Part::of(local, remote), None);
         }
     }

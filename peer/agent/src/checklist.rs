@@ -127,6 +127,17 @@ impl Checklist {
         true
     }
 
+    /// Forgets a socket and its pairs.
+    pub(crate) fn remove_socket(&mut self, id: SocketId) {
+        self.sockets.retain(|socket| socket.id != id);
+        self.pairs.retain(|pair| pair.path.socket != id);
+        self.reorder();
+    }
+
+    pub(crate) fn socket_of(&self, family: Family) -> Option<SocketId> {
+        self.sockets.iter().find(|socket| socket.family == family).map(|socket| socket.id)
+    }
+
     pub(crate) fn family(&self, socket: SocketId) -> Option<Family> {
         self.sockets.iter().find(|known| known.id == socket).map(|known| known.family)
     }

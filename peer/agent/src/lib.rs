@@ -123,27 +123,36 @@
 
 mod agent;
 pub mod birthday;
+mod budget;
 mod checklist;
 mod choice;
 mod config;
 mod consent;
 mod event;
 mod inbound;
+mod ladder;
 mod likelihood;
+mod meeting;
 mod pacing;
 mod path;
+pub mod prediction;
 mod report;
 mod rounds;
+mod rung;
 mod schedule;
 mod selection;
 mod transaction;
 mod volley;
 
 pub use agent::Agent;
+pub use budget::{Budget, Gate, Permit};
 pub use config::{Config, MAX_PAIRS, MAX_PEER_REFLEXIVE, RC, Timers};
 pub use event::{DeselectReason, Event, Selected, Transmit};
+pub use ladder::{Ladder, Output, Setup};
+pub use meeting::Progress;
 pub use path::{Family, Path, SocketId};
 pub use report::{CheckError, PairReport, PairState};
+pub use rung::{Rung, RungReport};
 pub use selection::{CLEARLY_FASTER, CLEARLY_FASTER_PERCENT, KIND_MAY_COST, Measured, better};
 
 #[cfg(test)]

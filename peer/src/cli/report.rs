@@ -18,8 +18,8 @@ fn ms(duration: Duration) -> f64 {
 
 fn path_json(path: &Path) -> Value {
     match path {
-        Path::Direct { local, remote, kind, rtt } => json!({
-            "path": "direct", "local": local, "remote": remote, "kind": kind.name(), "rtt_ms": ms(*rtt),
+        Path::Direct { local, remote, kind, rung, rtt } => json!({
+            "path": "direct", "local": local, "remote": remote, "kind": kind.name(), "rung": rung.name(), "rtt_ms": ms(*rtt),
         }),
         Path::Relayed { relay } => json!({ "path": "relayed", "relay": relay }),
         _ => json!({ "path": "other" }),
@@ -112,9 +112,11 @@ impl Report {
             "verdict": verdict.name(),
             "words": verdict.to_string(),
             "advice": verdict.advice(),
-            "local_mapping": explanation.local,
-            "remote_mapping": explanation.remote,
+            "local_mapping": explanation.local.name(),
+            "remote_mapping": explanation.remote.name(),
             "pairs": pairs,
+            "rungs": explanation.rungs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "rung": explanation.rung.map(peer::Rung::name),
         });
         self.emit("explained", fields, &explanation.to_string());
     }

@@ -6,11 +6,12 @@
 //! | `mod` | the loop: events, STUN, timers |
 //! | [`servers`] | rendezvous servers: registration, reflection, candidates |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
-//! | [`punch`] | the many sockets of birthday probing |
+//! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe |
 //! | [`remote`] | a remote endpoint: its agent, its route, its end |
 
 mod dial;
-mod punch;
+mod extras;
+mod gate;
 mod remote;
 mod servers;
 
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peer_agent::Budget;
 use quinn::{Connection, ConnectionError};
 use rand::Rng as _;
 use rendezvous_wire::message::{IntroductionPolicy, Notice, Register, Registered};
@@ -111,10 +113,10 @@ pub(crate) struct Driver {
     /// Which remote an agent's ufrag belongs to.
     ufrags: BTreeMap<String, Key>,
     /// What comes to the extra sockets of birthday probing.
-    knocked: mpsc::Receiver<punch::Knocked>,
-    knocked_tx: mpsc::Sender<punch::Knocked>,
+    knocked: mpsc::Receiver<extras::Knocked>,
+    knocked_tx: mpsc::Sender<extras::Knocked>,
     /// What our own router has had to remember lately.
-    probes: punch::Budget,
+    budget: Budget,
     /// Dials that no server has been free for yet.
     waiting: Vec<dial::Waiting>,
     next_remote: u64,
@@ -154,7 +156,7 @@ impl Driver {
             ufrags: BTreeMap::new(),
             knocked,
             knocked_tx,
-            probes: punch::Budget::default(),
+            budget: Budget::new(gate::host_wide()),
             waiting: Vec::new(),
             next_remote: 1,
             next_request: 1,
@@ -236,6 +238,8 @@ impl Driver {
             },
             Notice::NotIntroduced(request, reason) => self.not_introduced(request, reason, now),
             Notice::Closed(introduction) => self.introduction_closed(server, introduction),
+            Notice::Meet(number, meeting) => self.met(server, number, &meeting, now),
+            Notice::Go(introduction, number) => self.go((server, introduction), number, now),
         }
     }
 
@@ -268,6 +272,7 @@ impl Driver {
         let shutdown = self.shutdown.iter().map(|_| Instant::now() + SHUTDOWN_POLL);
         agents
             .chain(servers)
+            .chain(self.budget.poll_timeout())
             .chain(waiting)
             .chain(shutdown)
             .min()
@@ -277,6 +282,7 @@ impl Driver {
     fn handle_timeout(&mut self, now: Instant) {
         self.pump_servers(now);
         self.expire_waiting(now);
+        self.budget.handle_timeout(now);
         let due: Vec<Key> = self
             .remotes
             .iter()
@@ -286,9 +292,8 @@ impl Driver {
         for key in due {
             self.expire_dial(key, now);
             if let Some(state) = self.remotes.get_mut(&key) {
-                state.handle_timeout(now);
+                state.handle_timeout(&mut self.budget, now);
                 self.pump(key, now);
-                self.punch(key, now);
             }
         }
         if self.next_sweep <= now {

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peer_agent::birthday::{self, Birthday, Part};
-use peer_agent::{Agent, SocketId};
+use peer_agent::{Budget, Ladder, Output, Setup, SocketId};
 use rand::Rng as _;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::Mapping;
-use rendezvous_wire::message::{Introduction, IntroductionId, RegistrationId};
+use rendezvous_wire::message::{
+    Introduction, IntroductionId, Meeting, MeetingNumber, RegistrationId, Request,
+};
 use rendezvous_wire::relay::Channel;
 use rendezvous_wire::stun::{Received, TransactionId};
 
@@ -20,7 +21,7 @@ use crate::session::{Path, PathNews, WeakSession};
 use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 
 use super::dial::Dial;
-use super::punch::Punch;
+use super::extras::Extras;
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -45,10 +46,8 @@ pub(super) struct RemoteState {
     sources: VecDeque<SocketAddr>,
     confirmed: bool,
     pub(super) selected: Option<peer_agent::Selected>,
-    /// Birthday probing, where it may be of use.
-    pub(super) punch: Option<Punch>,
-    /// Sockets that won a path to it.
-    pub(super) adopted: Vec<SocketIndex>,
+    /// The sockets of its ladder.
+    pub(super) extras: Extras,
     /// Grown by one with every kick.
     kicks: u32,
     /// Until then it may be without a session.
@@ -63,7 +62,7 @@ pub(super) struct Introduced {
     relay: SocketAddr,
     relay_socket: SocketIndex,
     channel: Channel,
-    pub(super) agent: Agent,
+    pub(super) ladder: Ladder,
     ufrag: String,
     /// How the other side's NAT maps, by its own measure.
     mapping: Mapping,
@@ -108,12 +107,13 @@ impl RemoteState {
     }
 
     pub(super) fn owns(&self, transaction: TransactionId) -> bool {
-        self.introduction.as_ref().is_some_and(|introduced| introduced.agent.owns_transaction(transaction))
+        self.introduction.as_ref().is_some_and(|introduced| introduced.ladder.owns_transaction(transaction))
     }
 
     pub(super) fn handle_stun(&mut self, datagram: &StunDatagram, message: &Received<'_>, now: Instant) {
         if let Some(introduced) = &mut self.introduction {
-            introduced.agent.handle_message(SocketId(datagram.socket as u32), datagram.source, message, now);
+            let socket = self.extras.id(datagram.socket);
+            introduced.ladder.handle_message(socket, datagram.source, message, now);
         }
     }
 
@@ -123,23 +123,23 @@ impl RemoteState {
         Some(Explanation {
             local,
             remote: introduced.mapping,
-            pairs: introduced.agent.report(),
+            pairs: introduced.ladder.report(),
+            rungs: introduced.ladder.rungs(),
+            rung: self.selected.map(|selected| introduced.ladder.rung(selected.path)),
             exhausted: self.news.is_exhausted(),
         })
     }
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        let agent = self.introduction.as_ref().and_then(|introduced| introduced.agent.poll_timeout());
+        let ladder = self.introduction.as_ref().and_then(|introduced| introduced.ladder.poll_timeout());
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
-        let punch = self.punch.as_ref().filter(|_| self.selected.is_none());
-        let punch = punch.and_then(|punch| punch.birthday.poll_timeout());
-        agent.map(|(wake, _)| wake).into_iter().chain(dials).chain(punch).min()
+        ladder.into_iter().chain(dials).min()
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, budget: &mut Budget, now: Instant) {
         if let Some(introduced) = &mut self.introduction {
-            introduced.agent.handle_timeout(now);
+            introduced.ladder.handle_timeout(budget, now);
         }
     }
 
@@ -187,8 +187,7 @@ impl Driver {
                 sources: VecDeque::new(),
                 confirmed: false,
                 selected: None,
-                punch: None,
-                adopted: Vec::new(),
+                extras: Extras::default(),
                 kicks: 0,
                 keep_until: now + UNUSED,
             },
@@ -199,34 +198,28 @@ impl Driver {
     /// Puts an introduction in force: the relay carries from now on, and checks begin.
     pub(super) fn introduce(&mut self, key: Key, server: usize, introduction: Introduction, now: Instant) {
         let Some(up) = self.servers.get(server).and_then(super::Server::up) else { return };
-        let seed = rand::rng().random();
-        let config = peer_agent::Config::new(
+        let agent = peer_agent::Config::new(
             introduction.role,
             introduction.local.clone(),
             introduction.remote.clone(),
-            seed,
+            rand::rng().random(),
         );
-        let Ok(mut agent) = Agent::new(config, now) else {
+        let sockets = self.socket.local_addresses().iter().zip(0..);
+        let setup = Setup {
+            agent,
+            sockets: sockets.map(|(local, index)| (SocketId(index), (*local).into())).collect(),
+            local_candidates: self.local_candidates(),
+            remote_candidates: introduction.candidates.clone(),
+            local_mapping: self.mapping(),
+            remote_mapping: introduction.mapping,
+            reflectors: self.reflectors(),
+        };
+        let Ok(ladder) = Ladder::new(setup, now) else {
             tracing::warn!("the rendezvous server gave credentials that cannot be used");
             return;
         };
-        let candidates = self.local_candidates();
-        for (index, local) in self.socket.local_addresses().iter().enumerate() {
-            agent.add_socket(SocketId(index as u32), (*local).into(), &candidates, now);
-        }
-        for candidate in &introduction.candidates {
-            agent.add_remote_candidate(*candidate, now);
-        }
-        // All candidates are known: the likeliest go first.
-        agent.handle_timeout(now);
         self.end_introduction(key);
-        let part = Part::of(self.mapping(), introduction.mapping);
-        let target = birthday::target(&introduction.candidates);
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        state.punch = part.zip(target).map(|(part, target)| {
-            tracing::debug!(peer = %state.peer.short(), ?part, %target, "birthday probing if nothing else works");
-            Punch::new(Birthday::new(part, target, seed, now))
-        });
         let ufrag = introduction.local.ufrag;
         self.ufrags.insert(ufrag.clone(), key);
         state.instance = Some(introduction.instance);
@@ -242,7 +235,7 @@ impl Driver {
             relay: up.relay,
             relay_socket: up.socket,
             channel: introduction.channel,
-            agent,
+            ladder,
             ufrag,
             mapping: introduction.mapping,
             closed: false,
@@ -261,8 +254,9 @@ impl Driver {
     /// Takes a remote's introduction out of force, if there is one.
     fn end_introduction(&mut self, key: Key) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        state.punch = None;
         let Some(introduced) = state.introduction.take() else { return };
+        // Routes through them have gone over to the new introduction's relay, or are of no more use.
+        state.extras.clear(&self.socket);
         self.ufrags.remove(&introduced.ufrag);
         self.socket.update(|table| {
             table.channels.remove(&(introduced.relay, introduced.channel));
@@ -295,12 +289,14 @@ impl Driver {
     fn route_directly(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let Some(selected) = state.selected.filter(|_| state.confirmed) else { return };
-        let socket = selected.path.socket.0 as SocketIndex;
         let remote = selected.path.remote;
+        let Some(socket) = state.extras.index(selected.path.socket) else { return };
+        let rung = state.introduction.as_ref().map(|introduced| introduced.ladder.rung(selected.path));
         let path = Path::Direct {
             local: local_address(self.socket.local_address(socket), remote),
             remote,
             kind: selected.remote_kind,
+            rung: rung.unwrap_or(peer_agent::Rung::Plain),
             rtt: selected.rtt,
         };
         if state.remote.switch(Route::Direct { socket, address: remote }, now) {
@@ -313,44 +309,94 @@ impl Driver {
         }
     }
 
-    /// Carries out what a remote's agent wants.
+    /// Carries out what a remote's ladder wants.
     pub(super) fn pump(&mut self, key: Key, now: Instant) {
         loop {
             let Some(state) = self.remotes.get_mut(&key) else { return };
             let Some(introduced) = &mut state.introduction else { return };
-            while let Some(transmit) = introduced.agent.poll_transmit() {
-                let socket = transmit.path.socket.0 as SocketIndex;
-                self.socket.send_stun(socket, transmit.path.remote, &transmit.datagram);
-            }
-            let Some(event) = introduced.agent.poll_event() else { return };
-            match event {
-                peer_agent::Event::SourceKnown(path) => self.add_source(path.remote, key),
-                peer_agent::Event::Proven { path, rtt, remote_kind } => {
-                    tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?rtt, %remote_kind, "proven");
-                    state.news.note(|milestones| {
-                        milestones.proven.get_or_insert(now);
-                    });
-                    self.add_source(path.remote, key);
+            let Some(output) = introduced.ladder.poll_output() else { return };
+            match output {
+                Output::Open(id) => match state.extras.open(id, key, &self.knocked_tx) {
+                    Ok(port) => introduced.ladder.handle_opened(id, port),
+                    Err(error) => tracing::debug!(%error, "an extra socket cannot be opened"),
+                },
+                Output::Close(id) => state.extras.close(id, &self.socket),
+                Output::Adopt(id) => state.extras.adopt(id, &self.socket),
+                Output::Transmit(transmit) => match state.extras.index(transmit.path.socket) {
+                    Some(socket) => self.socket.send_stun(socket, transmit.path.remote, &transmit.datagram),
+                    None => state.extras.send(&transmit),
+                },
+                Output::Meet(doors) => {
+                    tracing::debug!(peer = %state.peer.short(), doors = doors.len(), "ready to meet");
+                    let (server, introduction) = (introduced.server, introduced.id);
+                    self.request(server, Request::Meet(Meeting { introduction, doors }));
                 }
-                peer_agent::Event::Selected(selected) => {
-                    state.news.set_exhausted(false);
-                    if let Some(punch) = &mut state.punch {
-                        punch.stop(now);
-                    }
-                    state.selected = Some(selected);
-                    self.route_directly(key, now);
+                Output::Primed(number) => {
+                    let (server, introduction) = (introduced.server, introduced.id);
+                    self.request(server, Request::Primed(introduction, number));
                 }
-                peer_agent::Event::Deselected { path, reason } => {
-                    tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?reason, "direct path lost");
-                    state.selected = None;
-                    self.route_over_relay(key, now);
-                }
-                peer_agent::Event::Exhausted => {
-                    state.news.set_exhausted(true);
-                    tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
-                }
+                Output::Event(event) => self.handle_agent_event(key, event, now),
                 _ => {}
             }
+        }
+    }
+
+    fn handle_agent_event(&mut self, key: Key, event: peer_agent::Event, now: Instant) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        match event {
+            peer_agent::Event::SourceKnown(path) => self.add_source(path.remote, key),
+            peer_agent::Event::Proven { path, rtt, remote_kind } => {
+                tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?rtt, %remote_kind, "proven");
+                state.news.note(|milestones| {
+                    milestones.proven.get_or_insert(now);
+                });
+                self.add_source(path.remote, key);
+            }
+            peer_agent::Event::Selected(selected) => {
+                state.news.set_exhausted(false);
+                state.selected = Some(selected);
+                self.route_directly(key, now);
+            }
+            peer_agent::Event::Deselected { path, reason } => {
+                tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?reason, "direct path lost");
+                state.selected = None;
+                self.route_over_relay(key, now);
+            }
+            peer_agent::Event::Exhausted => {
+                state.news.set_exhausted(true);
+                tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
+            }
+            _ => {}
+        }
+    }
+
+    /// The server brings the two sides of an introduction together.
+    pub(super) fn met(&mut self, server: usize, number: MeetingNumber, meeting: &Meeting, now: Instant) {
+        self.with_ladder((server, meeting.introduction), now, |ladder| {
+            ladder.handle_doors(number, &meeting.doors, now);
+        });
+    }
+
+    /// Both sides of a meeting are primed.
+    pub(super) fn go(&mut self, introduction: (usize, IntroductionId), number: MeetingNumber, now: Instant) {
+        self.with_ladder(introduction, now, |ladder| ladder.handle_go(number, now));
+    }
+
+    fn with_ladder(
+        &mut self,
+        introduction: (usize, IntroductionId),
+        now: Instant,
+        call: impl FnOnce(&mut Ladder),
+    ) {
+        let mut remotes = self.remotes.iter_mut();
+        let Some((key, state)) = remotes.find(|(_, state)| state.introduction_id() == Some(introduction))
+        else {
+            return;
+        };
+        let key = *key;
+        if let Some(introduced) = &mut state.introduction {
+            call(&mut introduced.ladder);
+            self.pump(key, now);
         }
     }
 
@@ -407,9 +453,7 @@ impl Driver {
             self.request_close(introduction);
         }
         self.end_introduction(key);
-        for socket in self.remotes.remove(&key).into_iter().flat_map(|state| state.adopted) {
-            self.socket.release(socket);
-        }
+        self.remotes.remove(&key);
         self.socket.update(|table| {
             table.remotes.remove(&key);
             table.sources.retain(|_, owner| *owner != key);

@@ -165,7 +165,7 @@ impl Driver {
         let reflection = Reflection::new(
             id,
             &registered.key,
-            registered.observed,
+            (registered.observed, self.socket.local_address(socket).map_or(0, |local| local.port())),
             &destinations,
             rand::rng().random(),
             now,
@@ -238,11 +238,21 @@ impl Driver {
         true
     }
 
+    /// Asks a server for something, if it is there to be asked.
+    pub(super) fn request(&self, server: usize, request: Request) {
+        if let Some(server) = self.servers.get(server) {
+            server.request(request);
+        }
+    }
+
     /// Tells the server that an introduction is over.
     pub(super) fn request_close(&self, (server, introduction): (usize, IntroductionId)) {
-        if let Some(server) = self.servers.get(server) {
-            server.request(Request::Close(introduction));
-        }
+        self.request(server, Request::Close(introduction));
+    }
+
+    /// Where STUN answers are to be had.
+    pub(super) fn reflectors(&self) -> Vec<SocketAddr> {
+        self.servers.iter().filter_map(Server::current).flat_map(Reflection::destinations).collect()
     }
 
     /// How a relayed path through this server is shown.

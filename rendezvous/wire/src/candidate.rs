@@ -119,7 +119,47 @@ pub enum Mapping {
     /// The same mapping whatever the destination (EIM), or no NAT at all.
     EndpointIndependent,
     /// A mapping per destination address and port (APDM).
-    AddressAndPortDependent,
+    AddressAndPortDependent(PortAllocation),
+}
+
+/// Which port a NAT gives a new mapping, as far as it can be foretold (RFC 4787, section 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortAllocation {
+    /// Any; nobody can foretell it.
+    #[default]
+    Random,
+    /// A small step from the one before.
+    Sequential,
+    /// The inside port while no other mapping has it, else any.
+    Preserving,
+}
+
+impl Mapping {
+    /// A short name for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressAndPortDependent(PortAllocation::Random) => "address-and-port-dependent",
+            Self::AddressAndPortDependent(PortAllocation::Sequential) => {
+                "address-and-port-dependent-sequential"
+            }
+            Self::AddressAndPortDependent(PortAllocation::Preserving) => {
+                "address-and-port-dependent-preserving"
+            }
+        }
+    }
+
+    /// Whether every destination sees another port.
+    pub const fn is_port_dependent(self) -> bool {
+        matches!(self, Self::AddressAndPortDependent(_))
+    }
+
+    /// Whether the port that a new destination will see can be known beforehand; assumed where nothing is known.
+    pub const fn is_predictable(self) -> bool {
+        !matches!(self, Self::AddressAndPortDependent(PortAllocation::Random))
+    }
 }
 
 impl fmt::Display for Mapping {
@@ -127,7 +167,15 @@ impl fmt::Display for Mapping {
         f.write_str(match self {
             Self::Unknown => "unknown mapping",
             Self::EndpointIndependent => "endpoint-independent mapping",
-            Self::AddressAndPortDependent => "address-and-port-dependent mapping",
+            Self::AddressAndPortDependent(PortAllocation::Random) => {
+                "address-and-port-dependent mapping, random ports"
+            }
+            Self::AddressAndPortDependent(PortAllocation::Sequential) => {
+                "address-and-port-dependent mapping, sequential ports"
+            }
+            Self::AddressAndPortDependent(PortAllocation::Preserving) => {
+                "address-and-port-dependent mapping, own port where it is free"
+            }
         })
     }
 }

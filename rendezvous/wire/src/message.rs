@@ -27,6 +27,9 @@ pub const MAX_FLIGHT_DATAGRAM: usize = 1500;
 /// Most ids in an [`IntroductionPolicy::Only`].
 pub const MAX_POLICY_IDS: usize = 256;
 
+/// Most [`Meeting::doors`].
+pub const MAX_DOORS: usize = 24;
+
 /// A registration's number: names it in bind requests. Not secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RegistrationId(pub u64);
@@ -61,6 +64,10 @@ pub enum Request {
     Introduce(Introduce),
     /// The session of this introduction has ended; its channel may go.
     Close(IntroductionId),
+    /// Checks have found nothing; here is where we shall be seen next. A newer one takes the place of an older.
+    Meet(Meeting),
+    /// Our NAT is open toward the other side's doors of this meeting.
+    Primed(IntroductionId, MeetingNumber),
 }
 
 /// From a rendezvous server to a peer.
@@ -74,6 +81,10 @@ pub enum Notice {
     NotIntroduced(RequestId, NotIntroduced),
     /// The other side has closed the introduction, or lost its registration.
     Closed(IntroductionId),
+    /// Both sides have asked to meet: the other side's doors, sent to both at the same moment.
+    Meet(MeetingNumber, Meeting),
+    /// Both sides of a meeting are primed; sent to both at the same moment.
+    Go(IntroductionId, MeetingNumber),
 }
 
 /// What a peer says of itself.
@@ -156,6 +167,21 @@ impl fmt::Debug for Registered {
             .field("lease", &self.lease)
             .finish_non_exhaustive()
     }
+}
+
+/// A meeting's number, the server's own; grows within an introduction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MeetingNumber(pub u32);
+
+/// One side's part of a meeting: a round of checks that both sides prepare and the server starts, for NATs that need
+/// each of the two to open its own door before the other knocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meeting {
+    /// Which introduction.
+    pub introduction: IntroductionId,
+    /// Addresses at which the sender's coming flows will be seen, in the order in which it begins them; at most
+    /// [`MAX_DOORS`]. One, where all flows are seen at the same address.
+    pub doors: Vec<SocketAddr>,
 }
 
 /// Who is controlling (RFC 8445, section 6.1.1).
@@ -307,7 +333,8 @@ impl Message for Request {
                 }
             }
             Self::Introduce(introduce) => bounded_flight(&introduce.first_flight),
-            Self::Close(_) => Ok(()),
+            Self::Meet(meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
+            Self::Close(_) | Self::Primed(..) => Ok(()),
         }
     }
 }
@@ -320,7 +347,8 @@ impl Message for Notice {
                 bounded(&introduction.candidates, MAX_CANDIDATES + 1, "candidates")?;
                 bounded_flight(&introduction.first_flight)
             }
-            Self::Registered(_) | Self::NotIntroduced(..) | Self::Closed(_) => Ok(()),
+            Self::Meet(_, meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
+            Self::Registered(_) | Self::NotIntroduced(..) | Self::Closed(_) | Self::Go(..) => Ok(()),
         }
     }
 }
