@@ -9,6 +9,7 @@ mod commands;
 mod dialling;
 mod garbage;
 mod matrix;
+mod poisoned;
 mod transfer;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -30,6 +31,7 @@ fn main() -> std::process::ExitCode {
     // Most tests wait for the network, not for a processor.
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
+    trials.extend(poisoned::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
     trials.extend(transfer::trials());

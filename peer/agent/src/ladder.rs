@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rendezvous_wire::candidate::Mapping;
-use rendezvous_wire::message::MeetingNumber;
+use rendezvous_wire::message::{MAX_DOORS, MeetingNumber};
 use rendezvous_wire::stun::{self, Class, Received, StunError, TransactionId};
 use rendezvous_wire::{Candidate, CandidateKind};
 
@@ -102,6 +102,8 @@ pub struct Ladder {
     /// The number of the next meeting's first socket.
     next_extra: u32,
     meeting_base: u32,
+    /// The other side's, of the last meeting.
+    doors: Vec<SocketAddr>,
     knock_base: Option<u32>,
     tidy: Option<Instant>,
     outputs: VecDeque<Output>,
@@ -146,6 +148,7 @@ impl Ladder {
             extras: BTreeMap::new(),
             next_extra: FIRST_EXTRA,
             meeting_base: FIRST_EXTRA,
+            doors: Vec::new(),
             knock_base: None,
             tidy: None,
             outputs: VecDeque::new(),
@@ -220,6 +223,7 @@ impl Ladder {
     pub fn handle_doors(&mut self, number: MeetingNumber, doors: &[SocketAddr], now: Instant) {
         if let Some(meetings) = self.meetings.as_mut().filter(|_| self.agent.selected().is_none()) {
             meetings.handle_doors(number, doors, now);
+            self.doors = doors.iter().copied().take(MAX_DOORS).collect();
         }
         self.drive_meetings(now);
     }
@@ -302,6 +306,7 @@ impl Ladder {
         match self.extras.get(&path.socket).map(|extra| extra.purpose) {
             Some(Purpose::Meeting(_)) => return self.meeting_rung(),
             Some(Purpose::Knock(_)) => return Rung::Birthday,
+            None if self.doors.contains(&path.remote) => return self.meeting_rung(),
             None => {}
         }
         let pair = self.agent.report().into_iter().find(|pair| pair.path == path);

@@ -6,12 +6,13 @@
 //! | `mod` | the loop: events, STUN, timers |
 //! | [`servers`] | rendezvous servers: registration, reflection, candidates |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
-//! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe |
+//! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
 //! | [`remote`] | a remote endpoint: its agent, its route, its end |
 
 mod dial;
 mod extras;
 mod gate;
+mod loss;
 mod remote;
 mod servers;
 
@@ -292,6 +293,7 @@ impl Driver {
         for key in due {
             self.expire_dial(key, now);
             if let Some(state) = self.remotes.get_mut(&key) {
+                state.watch_for_loss(&mut self.budget, now);
                 state.handle_timeout(&mut self.budget, now);
                 self.pump(key, now);
             }

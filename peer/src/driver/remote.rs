@@ -22,6 +22,7 @@ use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
 
 use super::dial::Dial;
 use super::extras::Extras;
+use super::loss::{Counts, LossWatch};
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -48,6 +49,8 @@ pub(super) struct RemoteState {
     pub(super) selected: Option<peer_agent::Selected>,
     /// The sockets of its ladder.
     pub(super) extras: Extras,
+    /// While it probes.
+    loss: Option<LossWatch>,
     /// Grown by one with every kick.
     kicks: u32,
     /// Until then it may be without a session.
@@ -143,6 +146,25 @@ impl RemoteState {
         }
     }
 
+    /// Breaks off birthday probing when the relay begins to lose.
+    pub(super) fn watch_for_loss(&mut self, budget: &mut Budget, now: Instant) {
+        let Some(introduced) = &mut self.introduction else { return };
+        if !introduced.ladder.is_probing(now) {
+            self.loss = None;
+            return;
+        }
+        let connections = self.sessions.iter().filter_map(WeakSession::connection);
+        let counts = connections.fold(Counts::default(), |counts, connection| {
+            let path = connection.stats().path;
+            Counts { sent: counts.sent + path.sent_packets, lost: counts.lost + path.lost_packets }
+        });
+        let watch = self.loss.get_or_insert_with(|| LossWatch::new(counts, now));
+        if watch.has_begun(counts, now) {
+            tracing::info!(peer = %self.peer.short(), "the relay loses: probing is broken off");
+            introduced.ladder.handle_relay_loss(budget, now);
+        }
+    }
+
     /// Closes its sessions; the longest round trip among them.
     pub(super) fn close_sessions(&self) -> Option<Duration> {
         let connections = self.sessions.iter().filter_map(WeakSession::connection);
@@ -188,6 +210,7 @@ impl Driver {
                 confirmed: false,
                 selected: None,
                 extras: Extras::default(),
+                loss: None,
                 kicks: 0,
                 keep_until: now + UNUSED,
             },
