@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use end_to_end::cell;
+use end_to_end::cell::Network;
 use end_to_end::world::World;
 use libtest_mimic::Trial;
 use netsim::{InputPolicy, RouterKind, Site};
@@ -45,8 +45,8 @@ fn is_poisoned(site: &Site, by: &Site) -> anyhow::Result<bool> {
 /// The listener is held up until the dialler's checks have poisoned its router.
 fn late_listener(a: RouterKind, input: InputPolicy, b: RouterKind) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
-    let dialler = world.lab.add_site("a", cell::site(a, input))?;
-    let site = world.lab.add_site("b", cell::site(b, InputPolicy::Accept))?;
+    let dialler = world.lab.add_site("a", Network { kind: a, input }.site())?;
+    let site = world.lab.add_site("b", Network { kind: b, input: InputPolicy::Accept }.site())?;
     let (listening, id) = world.listener(&site.host(0), "b", &["--echo"])?;
     listening.signal(Signal::SIGSTOP)?;
     let mut peer = world.peer(&dialler.host(0), "a", &["connect", &id])?;

@@ -43,7 +43,7 @@ pub enum Filtering {
 ///
 /// This decides more than courtesy. Where such packets are accepted, the kernel remembers the flow, and an
 /// inside host that later sends to that very address gets another source port than it would have had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InputPolicy {
     /// Silence.

@@ -4,9 +4,12 @@
 //! The hard side opens many sockets and sends from each to the easy side's one address: its NAT makes as many mappings, each open to the
 //! easy side. The easy side probes ports of the hard side's address at random. A probe that meets one of the mappings arrives, and a check
 //! from the socket behind it goes back through the door that the probe has opened. With M sockets and N probes the two meet with
-//! a probability of 1 - (1 - M/64512)^N: 98 % with 256 and 1,000.
+//! a probability of 1 - (1 - M/64512)^N: 95 % with 256 and 740.
 //!
-//! Each probe costs the easy side's router a conntrack entry for some 30 s, and that has taken whole homes off line; hence the budget.
+//! Each probe costs the easy side's router a conntrack entry for some 30 s, and that has taken whole homes off line; hence the budget. But each entry is also an
+//! open door for as long. So when the probes are through, the hard side takes as many fresh sockets and knocks at the easy side itself: each of its new
+//! mappings finds its door open with a probability of N/64512, which makes another 95 %, and 99.7 % in all, for no more entries than a router costs that
+//! remembers stray packets.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,25 +19,29 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rendezvous_wire::candidate::{Mapping, PortAllocation};
 
-/// Sockets that the hard side opens.
+/// Sockets that the hard side opens at a time.
 pub const SOCKETS: usize = 256;
 
-/// Probes that the easy side sends in one attempt: below the 1,024 entries that a small router can spare.
-pub const PROBES: usize = 1000;
+/// Probes that the easy side sends in one attempt. With the hard side's last knocks, which may leave an entry each, and what signalling, relay and
+/// checks need, they stay below the 1,024 entries that a small router can spare.
+pub const PROBES: usize = 740;
 
-/// Between two probes: an attempt is over in 4 s.
+/// Between two probes: they are through in 3 s.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(4);
+
+/// When, after the beginning, the hard side turns to the doors that the probes have opened: they are through, and half a second is for skew and loss.
+const TURN: Duration = Duration::from_millis(3500);
 
 /// Between two sockets' first checks: 256 mappings in a quarter of a second.
 const OPEN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Between two checks of one socket: the first may be lost.
-const REPEAT: Duration = Duration::from_secs(2);
+const REPEAT: Duration = Duration::from_millis(1500);
 
 /// Head start of the ordinary checks, which are over in one round trip where they can work at all.
 pub const START: Duration = Duration::from_millis(300);
 
-/// The hard side keeps its sockets open this long: the easy side's probing, and a second for skew and round trip.
+/// The hard side keeps its sockets open this long: a second after its last knocks.
 const ATTEMPT: Duration = Duration::from_secs(6);
 
 /// From one attempt to the next. The entries of the last attempt must be gone first: Linux keeps an unanswered one for 30 s
@@ -43,6 +50,12 @@ pub const ATTEMPT_INTERVAL: Duration = Duration::from_secs(40);
 
 /// Attempts of one introduction. After that the two are on the relay for good.
 const ATTEMPTS: u32 = 3;
+
+/// When each wave of knocks begins: all sockets once, and again, then fresh ones once, and again.
+const WAVES: [Duration; 4] = [Duration::ZERO, REPEAT, TURN, TURN.saturating_add(REPEAT)];
+
+/// The first wave of fresh sockets.
+const TURN_WAVE: usize = 2;
 
 /// Lowest port that is probed: NATs give the others to nobody (RFC 4787, REQ-3).
 const FIRST_PORT: u16 = 1024;
@@ -69,13 +82,23 @@ impl Part {
     }
 }
 
+/// How far a knock is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Through our own routers and no further: it makes a mapping. At the other side's router it could do nothing but harm: one that takes it
+    /// for its own traffic gives the probes another port.
+    Near,
+    /// All the way.
+    Far,
+}
+
 /// What its owner is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Send a check from the ordinary socket to here.
     Probe(SocketAddr),
     /// Send a check from the extra socket of this number, from 0 to [`SOCKETS`], to here; open it if it is not.
-    Knock(usize, SocketAddr),
+    Knock(usize, SocketAddr, Reach),
     /// Close all extra sockets.
     Close,
 }
@@ -94,6 +117,8 @@ pub struct Birthday {
     /// Of all attempts.
     total: u64,
     probed: BTreeSet<u16>,
+    /// The hard side has taken fresh sockets in this attempt.
+    turned: bool,
     over: bool,
 }
 
@@ -112,6 +137,7 @@ impl Birthday {
             sent: 0,
             total: 0,
             probed: BTreeSet::new(),
+            turned: false,
             over: false,
         }
     }
@@ -142,6 +168,7 @@ impl Birthday {
         self.over = false;
         self.attempt = 0;
         self.sent = 0;
+        self.turned = false;
         self.probed.clear();
         while self.begin <= now {
             self.begin += ATTEMPT_INTERVAL;
@@ -177,7 +204,11 @@ impl Birthday {
 
     fn poll_easy(&mut self, now: Instant) -> Option<Action> {
         if self.sent >= PROBES {
-            self.end_attempt(now);
+            if now >= self.begin + ATTEMPT {
+                self.end_attempt(now);
+            } else {
+                self.next = self.begin + ATTEMPT;
+            }
             return None;
         }
         self.sent += 1;
@@ -198,15 +229,20 @@ impl Birthday {
             self.end_attempt(now);
             return Some(Action::Close);
         }
-        let index = self.sent % SOCKETS;
+        let (wave, index) = (self.sent / SOCKETS, self.sent % SOCKETS);
+        if wave == TURN_WAVE && index == 0 && !self.turned {
+            self.turned = true;
+            return Some(Action::Close);
+        }
         self.sent += 1;
         self.total += 1;
         self.next = if self.sent.is_multiple_of(SOCKETS) {
-            (self.begin + REPEAT * (self.sent / SOCKETS) as u32).min(self.begin + ATTEMPT)
+            self.begin + WAVES.get(wave + 1).copied().unwrap_or(ATTEMPT)
         } else {
             self.next + OPEN_INTERVAL
         };
-        Some(Action::Knock(index, self.target))
+        let reach = if wave < TURN_WAVE { Reach::Near } else { Reach::Far };
+        Some(Action::Knock(index, self.target, reach))
     }
 
     fn end_attempt(&mut self, now: Instant) {
@@ -218,6 +254,7 @@ impl Birthday {
         }
         self.next = self.begin;
         self.sent = 0;
+        self.turned = false;
         self.probed.clear();
     }
 }
@@ -298,32 +335,53 @@ mod tests {
     }
 
     #[test]
-    fn the_hard_side_knocks_from_every_socket_and_repeats_it() {
+    fn the_hard_side_knocks_from_every_socket_and_then_from_as_many_fresh_ones() {
         let actions = run(Part::Hard, 1);
-        let first: Vec<_> = actions.iter().take_while(|(_, action)| *action != Action::Close).collect();
-        assert_eq!(first.len(), 3 * SOCKETS);
-        for (number, (time, action)) in first.iter().enumerate() {
-            assert_eq!(*action, Action::Knock(number % SOCKETS, target_address()));
-            let round = REPEAT * (number / SOCKETS) as u32;
-            assert!(*time >= START + round && *time < START + round + Duration::from_millis(300));
+        let attempts: Vec<_> = actions.split(|(_, action)| *action == Action::Close).collect();
+        assert_eq!(
+            attempts.len(),
+            2 * ATTEMPTS as usize + 1,
+            "what is open is closed before the turn and at the end"
+        );
+        for (part, waves) in attempts[..2].iter().zip([&WAVES[..TURN_WAVE], &WAVES[TURN_WAVE..]]) {
+            assert_eq!(part.len(), waves.len() * SOCKETS);
+            let reach = if waves[0] == TURN { Reach::Far } else { Reach::Near };
+            for (number, (time, action)) in part.iter().enumerate() {
+                assert_eq!(*action, Action::Knock(number % SOCKETS, target_address(), reach));
+                let begin = START + waves[number / SOCKETS];
+                assert!(*time >= begin && *time < begin + Duration::from_millis(300));
+            }
         }
-        assert_eq!(actions.iter().filter(|(_, action)| *action == Action::Close).count(), ATTEMPTS as usize);
     }
 
     #[test]
     fn the_two_meet_as_often_as_the_formula_says() {
-        // The hard NAT gives 256 random ports; the share of seeds in which a probe meets one is 98.1 %.
+        // The hard NAT gives 256 random ports; the share of seeds in which a probe meets one is 94.7 %. Fresh ones that find a door open make it 99.7 %.
         let met = (0..400).filter(|seed| {
             let mut random = StdRng::seed_from_u64(seed + 1_000_000);
             let mapped: BTreeSet<u16> =
                 (0..SOCKETS).map(|_| random.random_range(FIRST_PORT..=u16::MAX)).collect();
             let probes = run(Part::Easy, *seed);
-            probes[..PROBES]
-                .iter()
-                .any(|(_, action)| matches!(action, Action::Probe(to) if mapped.contains(&to.port())))
+            let meets = |(_, action): &(Duration, Action)| matches!(action, Action::Probe(to) if mapped.contains(&to.port()));
+            probes[..PROBES].iter().any(meets)
         });
-        let met = met.count();
-        assert!((382..=400).contains(&met), "{met} of 400");
+        let first: BTreeSet<u64> = met.collect();
+        assert!((364..=392).contains(&first.len()), "{} of 400", first.len());
+        let missed = (0..400).filter(|seed| !first.contains(seed));
+        let fresh = missed.filter(|seed| {
+            let mut random = StdRng::seed_from_u64(seed + 2_000_000);
+            let probes = run(Part::Easy, *seed);
+            let open: BTreeSet<u16> = probes[..PROBES]
+                .iter()
+                .filter_map(|(_, action)| match action {
+                    Action::Probe(to) => Some(to.port()),
+                    _ => None,
+                })
+                .collect();
+            (0..SOCKETS).any(|_| open.contains(&random.random_range(FIRST_PORT..=u16::MAX)))
+        });
+        let met = first.len() + fresh.count();
+        assert!(met >= 396, "{met} of 400");
     }
 
     #[test]

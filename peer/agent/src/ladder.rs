@@ -10,7 +10,7 @@ use rendezvous_wire::stun::{self, Class, Received, StunError, TransactionId};
 use rendezvous_wire::{Candidate, CandidateKind};
 
 use crate::agent::Agent;
-use crate::birthday::{self, Action, Birthday, Part, SOCKETS};
+use crate::birthday::{self, Action, Birthday, Part, Reach, SOCKETS};
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::event::{Event, Selected, Transmit};
@@ -22,8 +22,7 @@ use crate::rung::{Rung, RungReport};
 /// Extra sockets are numbered from here; the caller's own stay below.
 const FIRST_EXTRA: u32 = 1 << 16;
 
-/// Hop limit of the hard side's birthday knocks: past its own router and a carrier's, and not as far as the other side's. There they could do nothing
-/// but harm: a router that takes them for its own traffic gives the other side's probes another port.
+/// Hop limit of [`Reach::Near`]: past one's own router and a carrier's, and not as far as the other side's.
 const KNOCK_TTL: u8 = 3;
 
 /// How long after a selection sockets are kept that have won a path and not the choice.
@@ -435,10 +434,7 @@ impl Ladder {
         }
         while let Some(action) = self.birthday.as_mut().and_then(|birthday| birthday.poll(now)) {
             match action {
-                Action::Close => {
-                    self.close_knocks();
-                    budget.end(self.id);
-                }
+                Action::Close => self.close_knocks(),
                 Action::Probe(to) => {
                     if !budget.take(now) {
                         self.stop_birthday(now);
@@ -452,12 +448,15 @@ impl Ladder {
                         self.transmit(socket, to, check, None);
                     }
                 }
-                Action::Knock(index, to) => self.knock(index, to, budget, now),
+                Action::Knock(index, to, reach) => self.knock(index, (to, reach), budget, now),
             }
+        }
+        if !self.is_probing(now) {
+            budget.end(self.id);
         }
     }
 
-    fn knock(&mut self, index: usize, to: SocketAddr, budget: &mut Budget, now: Instant) {
+    fn knock(&mut self, index: usize, (to, reach): (SocketAddr, Reach), budget: &mut Budget, now: Instant) {
         let base = *self.knock_base.get_or_insert_with(|| {
             self.next_extra += SOCKETS as u32;
             self.next_extra - SOCKETS as u32
@@ -471,7 +470,8 @@ impl Ladder {
             self.open(socket, Purpose::Knock(index));
         }
         if let Some(check) = self.agent.stray_check() {
-            self.transmit(socket, to, check, Some(KNOCK_TTL));
+            let ttl = (reach == Reach::Near).then_some(KNOCK_TTL);
+            self.transmit(socket, to, check, ttl);
         }
     }
 
