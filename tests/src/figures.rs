@@ -28,6 +28,12 @@ impl Figures {
         }
     }
 
+    /// The least one that is not under this share, from 0 to 1, of them all; NaN when there is none.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let rank = (share * self.0.len() as f64).ceil().max(1.0) as usize;
+        self.0.get(rank - 1).copied().unwrap_or(f64::NAN)
+    }
+
     /// The share of them, from 0 to 1, that are not over `bound`; NaN when there is none.
     pub fn share_up_to(&self, bound: f64) -> f64 {
         self.0.iter().filter(|value| **value <= bound).count() as f64 / self.0.len() as f64
@@ -69,6 +75,7 @@ mod tests {
         let mut figures = Figures::default();
         figures.extend([3.0, 1.0, 2.0]);
         assert_eq!((figures.median(), figures.min(), figures.max()), (2.0, 1.0, 3.0));
+        assert_eq!((figures.quantile(0.5), figures.quantile(0.9), figures.quantile(0.0)), (2.0, 3.0, 1.0));
         figures.push(10.0);
         assert_eq!(figures.share_up_to(2.0), 0.5);
         assert_eq!(figures.median(), 2.5);
