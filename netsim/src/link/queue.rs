@@ -1,11 +1,10 @@
-//! What one direction of a line does to frames. Pure: frames, a seed and `now` in; frames and wake-ups out.
+//! Frames on one direction of a line. Pure: frames, a seed and `now` in; frames and wake-ups out.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use super::line::{Fate, Line};
 
 /// What one direction of a line does to packets. The default, [`Impairment::none`], is nothing.
 ///
@@ -14,14 +13,14 @@ use rand::{Rng, SeedableRng};
 /// overtakes another, except one that was chosen to be reordered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Impairment {
-    delay: Duration,
-    jitter: Duration,
-    loss: f64,
-    duplicate: f64,
-    reorder: f64,
-    reorder_by: Duration,
-    rate: Option<u64>,
-    queue: usize,
+    pub(super) delay: Duration,
+    pub(super) jitter: Duration,
+    pub(super) loss: f64,
+    pub(super) duplicate: f64,
+    pub(super) reorder: f64,
+    pub(super) reorder_by: Duration,
+    pub(super) rate: Option<u64>,
+    pub(super) queue: usize,
 }
 
 /// How long a reordered packet is held back unless told otherwise.
@@ -126,15 +125,10 @@ fn checked(probability: f64) -> f64 {
 /// One direction of a line: frames under way, ordered by when they arrive.
 #[derive(Debug)]
 pub(crate) struct Queue<F> {
-    impairment: Impairment,
-    rng: StdRng,
+    line: Line,
     under_way: BinaryHeap<Reverse<UnderWay<F>>>,
     /// Numbers frames, so that those that arrive at the same time do so in order.
     accepted: u64,
-    /// When the last accepted frame has been put on the wire.
-    sent_until: Option<Instant>,
-    /// When the last frame that keeps its order arrives.
-    last_arrival: Option<Instant>,
     dropped: u64,
 }
 
@@ -173,38 +167,19 @@ impl<F> Ord for UnderWay<F> {
 
 impl<F: Clone + AsRef<[u8]>> Queue<F> {
     pub(crate) fn new(impairment: Impairment, seed: u64) -> Self {
-        Self {
-            impairment,
-            rng: StdRng::seed_from_u64(seed),
-            under_way: BinaryHeap::new(),
-            accepted: 0,
-            sent_until: None,
-            last_arrival: None,
-            dropped: 0,
-        }
+        Self { line: Line::new(impairment, seed), under_way: BinaryHeap::new(), accepted: 0, dropped: 0 }
     }
 
     /// Takes a frame that entered the line at `now`.
     pub(crate) fn handle_frame(&mut self, frame: F, now: Instant) {
-        if self.chance(self.impairment.loss) {
-            self.dropped += 1;
-            return;
+        match self.line.carry(frame.as_ref().len(), now) {
+            Fate::Lost => self.dropped += 1,
+            Fate::Arrives(at) => self.push(at, frame),
+            Fate::ArrivesTwice(at) => {
+                self.push(at, frame.clone());
+                self.push(at, frame);
+            }
         }
-        let Some(sent) = self.serialize(frame.as_ref().len(), now) else {
-            self.dropped += 1;
-            return;
-        };
-        let arrival = sent + self.impairment.delay + self.jitter();
-        if self.chance(self.impairment.reorder) {
-            self.push(arrival + self.impairment.reorder_by, frame);
-            return;
-        }
-        let arrival = self.last_arrival.map_or(arrival, |last| arrival.max(last));
-        self.last_arrival = Some(arrival);
-        if self.chance(self.impairment.duplicate) {
-            self.push(arrival, frame.clone());
-        }
-        self.push(arrival, frame);
     }
 
     /// The next frame that has arrived by `now`.
@@ -223,32 +198,6 @@ impl<F: Clone + AsRef<[u8]>> Queue<F> {
     /// Frames lost by chance or for want of room so far.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped
-    }
-
-    /// When the line is done putting a frame on the wire that came at `now`; `None` where there is no room to
-    /// wait.
-    fn serialize(&mut self, length: usize, now: Instant) -> Option<Instant> {
-        let Some(rate) = self.impairment.rate else { return Some(now) };
-        let start = self.sent_until.map_or(now, |until| until.max(now));
-        let waiting_bits = (start - now).as_nanos() * u128::from(rate) / 1_000_000_000;
-        if waiting_bits / 8 + length as u128 > self.impairment.queue as u128 {
-            return None;
-        }
-        let nanoseconds = length as u128 * 8 * 1_000_000_000 / u128::from(rate);
-        let until = start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-        self.sent_until = Some(until);
-        Some(until)
-    }
-
-    fn jitter(&mut self) -> Duration {
-        if self.impairment.jitter.is_zero() {
-            return Duration::ZERO;
-        }
-        self.impairment.jitter.mul_f64(self.rng.random())
-    }
-
-    fn chance(&mut self, probability: f64) -> bool {
-        probability > 0.0 && self.rng.random_bool(probability)
     }
 
     fn push(&mut self, arrival: Instant, frame: F) {

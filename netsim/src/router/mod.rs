@@ -39,6 +39,23 @@ pub enum Filtering {
     AddressAndPortDependent,
 }
 
+/// Which port a flow gets where every destination sees another (RFC 4787, section 4.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PortAllocation {
+    /// Any.
+    #[default]
+    Random,
+    /// The next of a sequence that all flows share.
+    Sequential {
+        /// From one to the next.
+        step: u16,
+    },
+    /// The host's own where no other flow has it, else any.
+    Preserving,
+}
+
 /// What the router does with packets from outside that are for nobody inside: its `INPUT` chain on the WAN side.
 ///
 /// This decides more than courtesy. Where such packets are accepted, the kernel remembers the flow, and an
@@ -87,6 +104,12 @@ pub struct Router {
     pub input: InputPolicy,
     /// How long a UDP binding outlives its last packet; `None` leaves the kernel's 30 s (120 s once answered).
     pub binding_lifetime: Option<Duration>,
+    /// Which port a flow gets with address-and-port-dependent mapping.
+    pub allocation: PortAllocation,
+    /// Whether its hosts reach each other at their reflexive endpoints (RFC 4787, section 6).
+    pub hairpin: bool,
+    /// Most flows that it remembers; what would begin another is dropped.
+    pub most_flows: Option<usize>,
 }
 
 impl Router {
@@ -98,6 +121,9 @@ impl Router {
             egress: Egress::All,
             input: InputPolicy::default(),
             binding_lifetime: None,
+            allocation: PortAllocation::default(),
+            hairpin: false,
+            most_flows: None,
         }
     }
 
