@@ -38,6 +38,8 @@ fn main() -> ExitCode {
 fn behaves_as_named(kind: RouterKind, input: InputPolicy) -> TestResult {
     let report = probe::probe(kind, input, 1)?;
     assert!(report.agrees, "\n{}", probe::table(&[report]));
+    let modelled = probe::observe_model(SiteConfig::new(kind).input(input), &report.expected, 1)?;
+    assert_eq!(modelled, report.observed, "the model does not do what the kernel does");
     Ok(())
 }
 

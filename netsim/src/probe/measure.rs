@@ -3,26 +3,24 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::traffic::{Echo, Endpoint, connects, ping};
+use super::traffic::{Echo, Endpoint, Machine, Place as _};
 use super::{Behaviour, ProbeError};
-use crate::host::Host;
 use crate::router::{Filtering, InputPolicy, Mapping};
-use crate::site::Site;
 
 /// Further than any way through the lab.
 const MOST_HOPS: u32 = 8;
 
 /// A subject and those who look at it. What is expected decides only how long to wait for it.
-pub(super) struct Bench {
+pub(super) struct Bench<M: Machine> {
     /// Whom the subject talks to, at two addresses.
-    pub(super) server: Host,
+    pub(super) server: M,
     /// Whom it does not.
-    pub(super) outsider: Host,
-    pub(super) subject: Site,
-    pub(super) witness: Site,
+    pub(super) outsider: M,
+    pub(super) subject: M::Site,
+    pub(super) witness: M::Site,
 }
 
-impl Bench {
+impl<M: Machine> Bench<M> {
     pub(super) fn observe(&self, expected: &Behaviour) -> Result<Behaviour, ProbeError> {
         let host = self.subject.host(0);
         let udp = self.udp_leaves(expected.udp)?;
@@ -37,8 +35,8 @@ impl Bench {
             port_preserved: udp.then(|| reflexive.iter().all(|(own, seen)| own.port() == seen.port())),
             shared_port: if udp { Some(self.shared_port(mapping)?) } else { None },
             udp,
-            tcp_web: connects(&host, &self.server, 443, expected.tcp_web)?,
-            tcp_other: connects(&host, &self.server, 8443, expected.tcp_other)?,
+            tcp_web: host.connects(&self.server, 443, expected.tcp_web)?,
+            tcp_other: host.connects(&self.server, 8443, expected.tcp_other)?,
             input: self.input(expected.input)?,
             poisoned: if eim { Some(self.poisoned()?) } else { None },
             low_ttl: if udp { self.low_ttl(&hops)? } else { None },
@@ -46,7 +44,7 @@ impl Bench {
     }
 
     /// Two addresses with two ports each.
-    fn reflectors(&self) -> io::Result<Vec<Endpoint>> {
+    fn reflectors(&self) -> io::Result<Vec<Endpoint<M>>> {
         let second = self.server.second_ipv4().expect("servers have two addresses");
         let addresses = [self.server.ipv4(), second];
         addresses
@@ -87,7 +85,7 @@ impl Bench {
     }
 
     /// The own and the reflexive endpoint of one socket, toward every reflector.
-    fn reflexive(&self, host: &Host) -> io::Result<Vec<(SocketAddrV4, SocketAddrV4)>> {
+    fn reflexive(&self, host: &M) -> io::Result<Vec<(SocketAddrV4, SocketAddrV4)>> {
         let inside = Endpoint::on(host)?;
         let mut seen = Vec::new();
         for reflector in self.reflectors()? {
@@ -138,7 +136,7 @@ impl Bench {
     fn shares_port(
         &self,
         mapping: Option<Mapping>,
-        reflectors: &[Endpoint],
+        reflectors: &[Endpoint<M>],
         order: &[(usize, usize)],
     ) -> io::Result<bool> {
         let first = Endpoint::on(&self.subject.host(0))?;
@@ -173,7 +171,7 @@ impl Bench {
         outside.send("anybody?", SocketAddrV4::new(wan, 9))?;
         let answered = expected != InputPolicy::Drop;
         let unreachable = outside.icmp_error(answered)?.is_some();
-        Ok(match (unreachable, ping(&self.outsider, wan, answered)?) {
+        Ok(match (unreachable, self.outsider.ping(wan, answered)?) {
             (true, Echo::Reply) => InputPolicy::Accept,
             (_, Echo::Unreachable) | (true, Echo::Silence) => InputPolicy::Reject,
             (false, _) => InputPolicy::Drop,
@@ -205,7 +203,7 @@ impl Bench {
 }
 
 /// A packet out and one back. The reflexive endpoint of `inside`, if both arrive.
-fn exchange(inside: &Endpoint, outside: &Endpoint) -> io::Result<Option<SocketAddrV4>> {
+fn exchange<M: Machine>(inside: &Endpoint<M>, outside: &Endpoint<M>) -> io::Result<Option<SocketAddrV4>> {
     inside.send("ask", outside.address)?;
     let Some(reflexive) = outside.receive("ask", true)? else { return Ok(None) };
     outside.send("answer", reflexive)?;

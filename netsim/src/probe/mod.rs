@@ -1,6 +1,7 @@
 //! Proof that a router does what its name says: traffic from the inside and the outside, and what became of it.
 
 mod measure;
+mod modelled;
 mod table;
 mod traffic;
 
@@ -13,6 +14,7 @@ use crate::router::{Filtering, InputPolicy, Mapping, RouterKind};
 use crate::site::SiteConfig;
 use crate::tool::ToolError;
 
+pub use modelled::observe_model;
 pub use table::table;
 
 /// What can be seen of a router by sending packets through it and at it.

@@ -12,6 +12,8 @@ use nix::sys::socket::{
 };
 
 use crate::host::Host;
+use crate::router::Router;
+use crate::site::Site;
 
 /// How long to wait for something that has to come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,25 +24,49 @@ fn patience(expected: bool) -> Duration {
     if expected { PATIENCE } else { SILENCE }
 }
 
-/// A UDP socket in a host that tells its packets from all others.
+/// A machine that a probe sends from: one of the lab, or of the [model](crate::model).
+pub(super) trait Machine: Sized {
+    type Site: Place<Machine = Self>;
+    type Socket: std::fmt::Debug;
+
+    fn ipv4(&self) -> Ipv4Addr;
+    fn second_ipv4(&self) -> Option<Ipv4Addr>;
+    /// Opens a UDP socket at `port` (0 for any) of one of its own addresses.
+    fn open(&self, address: Ipv4Addr, port: u16) -> io::Result<(Self::Socket, SocketAddrV4)>;
+    fn send(socket: &Self::Socket, payload: &[u8], to: SocketAddrV4, ttl: Option<u32>) -> io::Result<()>;
+    /// Where the packet with this tag came from, if it comes. What else arrives is thrown away.
+    fn receive(socket: &Self::Socket, tag: &[u8], expected: bool) -> io::Result<Option<SocketAddrV4>>;
+    /// Who reported by ICMP that a packet did not arrive, if anyone does.
+    fn icmp_error(socket: &Self::Socket, expected: bool) -> io::Result<Option<Ipv4Addr>>;
+    fn ping(&self, target: Ipv4Addr, expected: bool) -> io::Result<Echo>;
+    /// Whether a TCP connection to `port` of `to` comes about.
+    fn connects(&self, to: &Self, port: u16, expected: bool) -> io::Result<bool>;
+}
+
+/// A site of either.
+pub(super) trait Place {
+    type Machine;
+
+    fn host(&self, index: usize) -> Self::Machine;
+    fn wan_ipv4(&self) -> Ipv4Addr;
+    fn routers(&self) -> &[Router];
+}
+
+/// A UDP socket of a machine that tells its packets from all others.
 #[derive(Debug)]
-pub(super) struct Endpoint {
-    socket: UdpSocket,
+pub(super) struct Endpoint<M: Machine> {
+    socket: M::Socket,
     pub(super) address: SocketAddrV4,
 }
 
-impl Endpoint {
+impl<M: Machine> Endpoint<M> {
     /// Binds `port` (0 for any) of one of the host's own addresses.
-    pub(super) fn bind(host: &Host, address: Ipv4Addr, port: u16) -> io::Result<Self> {
-        let socket = host.run(|| UdpSocket::bind((address, port)))?;
-        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
-        let SocketAddr::V4(address) = socket.local_addr()? else {
-            unreachable!("it was bound to an IPv4 address")
-        };
+    pub(super) fn bind(host: &M, address: Ipv4Addr, port: u16) -> io::Result<Self> {
+        let (socket, address) = host.open(address, port)?;
         Ok(Self { socket, address })
     }
 
-    pub(super) fn on(host: &Host) -> io::Result<Self> {
+    pub(super) fn on(host: &M) -> io::Result<Self> {
         Self::bind(host, host.ipv4(), 0)
     }
 
@@ -49,25 +75,80 @@ impl Endpoint {
     }
 
     pub(super) fn send(&self, tag: &str, to: SocketAddrV4) -> io::Result<()> {
-        // An ICMP error for an earlier packet is reported here once, instead of sending.
-        self.socket.send_to(tag.as_bytes(), to).or_else(|_| self.socket.send_to(tag.as_bytes(), to))?;
-        Ok(())
+        M::send(&self.socket, tag.as_bytes(), to, None)
     }
 
     pub(super) fn send_with_ttl(&self, tag: &str, to: SocketAddrV4, ttl: u32) -> io::Result<()> {
-        self.socket.set_ttl(ttl)?;
-        self.send(tag, to)?;
-        self.socket.set_ttl(64)
+        M::send(&self.socket, tag.as_bytes(), to, Some(ttl))
     }
 
     /// Where the packet with this tag came from, if it comes. What else arrives is thrown away.
     pub(super) fn receive(&self, tag: &str, expected: bool) -> io::Result<Option<SocketAddrV4>> {
+        M::receive(&self.socket, tag.as_bytes(), expected)
+    }
+
+    /// Who reported by ICMP that a packet did not arrive, if anyone does.
+    pub(super) fn icmp_error(&self, expected: bool) -> io::Result<Option<Ipv4Addr>> {
+        M::icmp_error(&self.socket, expected)
+    }
+}
+
+impl Place for Site {
+    type Machine = Host;
+
+    fn host(&self, index: usize) -> Host {
+        self.host(index)
+    }
+
+    fn wan_ipv4(&self) -> Ipv4Addr {
+        self.wan_ipv4()
+    }
+
+    fn routers(&self) -> &[Router] {
+        self.routers()
+    }
+}
+
+impl Machine for Host {
+    type Site = Site;
+    type Socket = UdpSocket;
+
+    fn ipv4(&self) -> Ipv4Addr {
+        self.ipv4()
+    }
+
+    fn second_ipv4(&self) -> Option<Ipv4Addr> {
+        self.second_ipv4()
+    }
+
+    fn open(&self, address: Ipv4Addr, port: u16) -> io::Result<(UdpSocket, SocketAddrV4)> {
+        let socket = self.run(|| UdpSocket::bind((address, port)))?;
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        let SocketAddr::V4(address) = socket.local_addr()? else {
+            unreachable!("it was bound to an IPv4 address")
+        };
+        Ok((socket, address))
+    }
+
+    fn send(socket: &UdpSocket, payload: &[u8], to: SocketAddrV4, ttl: Option<u32>) -> io::Result<()> {
+        if let Some(ttl) = ttl {
+            socket.set_ttl(ttl)?;
+        }
+        // An ICMP error for an earlier packet is reported here once, instead of sending.
+        socket.send_to(payload, to).or_else(|_| socket.send_to(payload, to))?;
+        if ttl.is_some() {
+            socket.set_ttl(64)?;
+        }
+        Ok(())
+    }
+
+    fn receive(socket: &UdpSocket, tag: &[u8], expected: bool) -> io::Result<Option<SocketAddrV4>> {
         let deadline = Instant::now() + patience(expected);
         let mut buffer = [0; 64];
         while let Some(left) = left_until(deadline) {
-            self.socket.set_read_timeout(Some(left))?;
-            if let Ok((length, SocketAddr::V4(from))) = self.socket.recv_from(&mut buffer)
-                && &buffer[..length] == tag.as_bytes()
+            socket.set_read_timeout(Some(left))?;
+            if let Ok((length, SocketAddr::V4(from))) = socket.recv_from(&mut buffer)
+                && &buffer[..length] == tag
             {
                 return Ok(Some(from));
             }
@@ -75,18 +156,41 @@ impl Endpoint {
         Ok(None)
     }
 
-    /// Who reported by ICMP that a packet did not arrive, if anyone does.
-    pub(super) fn icmp_error(&self, expected: bool) -> io::Result<Option<Ipv4Addr>> {
+    fn icmp_error(socket: &UdpSocket, expected: bool) -> io::Result<Option<Ipv4Addr>> {
         let deadline = Instant::now() + patience(expected);
         while left_until(deadline).is_some() {
-            if let Some(reporter) = error_queue(&self.socket)? {
+            if let Some(reporter) = error_queue(socket)? {
                 return Ok(Some(reporter));
             }
-            self.socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+            socket.set_read_timeout(Some(Duration::from_millis(5)))?;
             // Returns as soon as there is an error, or after a moment.
-            let _ = self.socket.peek_from(&mut [0; 1]);
+            let _ = socket.peek_from(&mut [0; 1]);
         }
         Ok(None)
+    }
+
+    fn ping(&self, target: Ipv4Addr, expected: bool) -> io::Result<Echo> {
+        let (family, flags) = (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC);
+        let socket = self.run(|| socket(family, SockType::Datagram, flags, SockProtocol::Icmp))?;
+        // The calls are the same ones; only the protocol differs.
+        let socket = UdpSocket::from(socket);
+        socket.connect((target, 0))?;
+        socket.set_read_timeout(Some(patience(expected)))?;
+        let echo_request = [8, 0, 0, 0, 0, 0, 0, 1];
+        socket.send(&echo_request)?;
+        Ok(match socket.recv(&mut [0; 64]) {
+            Ok(_) => Echo::Reply,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Echo::Silence
+            }
+            Err(_) => Echo::Unreachable,
+        })
+    }
+
+    fn connects(&self, to: &Self, port: u16, expected: bool) -> io::Result<bool> {
+        let address = SocketAddr::from((to.ipv4(), port));
+        let _listener = to.run(|| TcpListener::bind(address))?;
+        Ok(self.run(|| TcpStream::connect_timeout(&address, patience(expected))).is_ok())
     }
 }
 
@@ -116,30 +220,4 @@ pub(super) enum Echo {
     Reply,
     Unreachable,
     Silence,
-}
-
-/// Pings `target` from `host`.
-pub(super) fn ping(host: &Host, target: Ipv4Addr, expected: bool) -> io::Result<Echo> {
-    let (family, flags) = (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC);
-    let socket = host.run(|| socket(family, SockType::Datagram, flags, SockProtocol::Icmp))?;
-    // The calls are the same ones; only the protocol differs.
-    let socket = UdpSocket::from(socket);
-    socket.connect((target, 0))?;
-    socket.set_read_timeout(Some(patience(expected)))?;
-    let echo_request = [8, 0, 0, 0, 0, 0, 0, 1];
-    socket.send(&echo_request)?;
-    Ok(match socket.recv(&mut [0; 64]) {
-        Ok(_) => Echo::Reply,
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            Echo::Silence
-        }
-        Err(_) => Echo::Unreachable,
-    })
-}
-
-/// Whether a TCP connection from `from` to `port` of `to` comes about.
-pub(super) fn connects(from: &Host, to: &Host, port: u16, expected: bool) -> io::Result<bool> {
-    let address = SocketAddr::from((to.ipv4(), port));
-    let _listener = to.run(|| TcpListener::bind(address))?;
-    Ok(from.run(|| TcpStream::connect_timeout(&address, patience(expected))).is_ok())
 }
