@@ -69,6 +69,20 @@ impl SiteConfig {
         self
     }
 
+    /// Whether its hosts reach each other at their reflexive endpoints (RFC 4787, section 6); off unless asked for.
+    #[must_use]
+    pub fn hairpin(mut self, hairpin: bool) -> Self {
+        self.routers.iter_mut().for_each(|router| router.hairpin = hairpin);
+        self
+    }
+
+    /// Most flows that its routers remember for its hosts; what would begin another is dropped.
+    #[must_use]
+    pub fn most_flows(mut self, most: usize) -> Self {
+        self.routers.iter_mut().for_each(|router| router.most_flows = Some(most));
+        self
+    }
+
     /// How many hosts share the LAN.
     #[must_use]
     pub fn hosts(self, hosts: u8) -> Self {

@@ -13,10 +13,12 @@ use crate::site::{SiteConfig, SiteState};
 use crate::tool;
 
 /// Reverse-path filtering is inherited from the machine and would drop what a lab is there to see.
-const ROUTER_V4: [(&str, &str); 5] = [
+const ROUTER_V4: [(&str, &str); 6] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
+    // What is hairpinned comes back from the router's own address.
+    ("ipv4/conf/all/accept_local", "1"),
     // What hosts of one LAN say to each other is bridged and none of the router's business.
     ("bridge/bridge-nf-call-iptables", "0"),
     ("bridge/bridge-nf-call-ip6tables", "0"),
@@ -33,6 +35,9 @@ const NO_V6: [(&str, &str); 2] =
 /// address resolution across the line's delay.
 const EDGE_MAC: &str = "02:00:00:00:00:01";
 const WAN_MAC: &str = "02:00:00:00:00:02";
+
+/// The routing table for what hosts send to their router's own address.
+const HAIRPIN_TABLE: u32 = 100;
 
 pub(crate) fn router_namespace(ipv6: bool) -> Result<Namespace, BuildError> {
     let family: &[_] = if ipv6 { &ROUTER_V6 } else { &NO_V6 };
@@ -156,8 +161,7 @@ impl Plan {
             for (position, netns) in routers.iter().enumerate() {
                 tasks.push(scope.spawn(move || {
                     tool::ip(netns, &self.router_batch(position))?;
-                    let outermost = position + 1 == routers.len();
-                    let wan = if outermost { self.at.wan_v4() } else { address::CARRIER_CUSTOMER_V4 };
+                    let wan = self.wan_of(position);
                     // A carrier translates IPv4 and leaves IPv6 alone; the home's firewall is enough.
                     let ipv6 = self.config.ipv6 && position == 0;
                     self.config.routers[position].install(netns, wan, ipv6)
@@ -227,7 +231,19 @@ impl Plan {
             self.behind_carrier_batch()
         };
         batch += &if home { self.lan_batch() } else { self.carrier_lan_batch() };
+        if self.config.routers[position].hairpin {
+            batch += &hairpin_batch(self.wan_of(position));
+        }
         batch
+    }
+
+    /// The IPv4 address toward the internet of the router in this position.
+    fn wan_of(&self, position: usize) -> Ipv4Addr {
+        if position + 1 == self.config.routers.len() {
+            self.at.wan_v4()
+        } else {
+            address::CARRIER_CUSTOMER_V4
+        }
     }
 
     fn wan_batch(&self) -> String {
@@ -296,4 +312,16 @@ impl Plan {
         }
         batch
     }
+}
+
+/// Sends what hosts send to the router's own `wan` address out and in again over a cable from the router to itself, so that it is translated and
+/// filtered in both directions like anything else (RFC 4787, REQ-9: hosts see each other's external endpoints).
+fn hairpin_batch(wan: Ipv4Addr) -> String {
+    format!(
+        "link add wanout type veth peer name wanback\nlink set wanback address {WAN_MAC} up\nlink set wanout up\n\
+         address add {wan}/32 dev wanout\nneighbour replace {wan} lladdr {WAN_MAC} nud permanent dev wanout\n\
+         route add {wan} dev wanout table {HAIRPIN_TABLE}\n\
+         rule add pref 20 lookup local\nrule del pref 0\n\
+         rule add pref 10 iif lan to {wan} lookup {HAIRPIN_TABLE}\n"
+    )
 }

@@ -10,7 +10,11 @@ fn every_kind_behaves_as_named() {
             for seed in 1..4 {
                 let expected = Behaviour::expected(kind, input);
                 let config = SiteConfig::new(kind).input(input);
-                assert_eq!(probe::observe_model(config, &expected, seed).unwrap(), expected, "{kind}, INPUT {input}");
+                assert_eq!(
+                    probe::observe_model(config, &expected, seed).unwrap(),
+                    expected,
+                    "{kind}, INPUT {input}"
+                );
             }
         }
     }
@@ -28,7 +32,8 @@ fn every_mapping_goes_with_every_filtering() {
                 let mut router = Router::nat(mapping, filtering);
                 router.allocation = allocation;
                 let expected = Behaviour::expected(RouterKind::EimEif, InputPolicy::Drop);
-                let seen = probe::observe_model(SiteConfig::with_routers(vec![router]), &expected, 1).unwrap();
+                let seen =
+                    probe::observe_model(SiteConfig::with_routers(vec![router]), &expected, 1).unwrap();
                 assert_eq!(
                     (seen.mapping, seen.filtering, seen.shared_port),
                     (Some(mapping), Some(filtering), Some(true)),

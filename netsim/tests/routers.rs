@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use common::{TestResult, receive, trial, udp};
 use netsim::probe::{self, Behaviour};
 use netsim::{
-    BuildError, Filtering, InputPolicy, Lab, Mapping, Router, RouterKind, SiteConfig, enter_user_namespace,
+    BuildError, Filtering, InputPolicy, Lab, Mapping, PortAllocation, Router, RouterKind, SiteConfig,
+    enter_user_namespace,
 };
 
 fn main() -> ExitCode {
@@ -31,6 +32,13 @@ fn main() -> ExitCode {
     }));
     trials.push(trial("a_low_ttl_primer_keeps_the_port", a_low_ttl_primer_keeps_the_port));
     trials.push(trial("conntrack_counts_bindings", conntrack_counts_bindings));
+    for kind in [RouterKind::EimEif, RouterKind::EimAdf, RouterKind::EimApdf, RouterKind::CarrierEim] {
+        trials.push(trial(format!("{kind}_hairpins").replace('-', "_"), move || hairpins(kind)));
+    }
+    for step in [1, 2, 4, 64] {
+        trials.push(trial(format!("a_sequence_with_steps_of_{step}"), move || sequence(step)));
+    }
+    trials.push(trial("a_full_table_drops_new_flows_and_serves_the_old", full_table));
     trials.push(trial("what_cannot_be_built_is_refused", what_cannot_be_built_is_refused));
     common::run(trials)
 }
@@ -106,6 +114,62 @@ fn a_low_ttl_primer_keeps_the_port() -> TestResult {
     assert_eq!(receive(&inside)?.0, b"early");
     inside.send_to(b"ours", remote.local_addr()?)?;
     assert_eq!(receive(&remote)?, (b"ours".to_vec(), reflexive));
+    Ok(())
+}
+
+fn hairpins(kind: RouterKind) -> TestResult {
+    let mut expected = Behaviour::expected(kind, InputPolicy::Drop);
+    expected.hairpin = Some(true);
+    let config = SiteConfig::new(kind).hairpin(true);
+    assert_eq!(probe::observe(config.clone(), &expected, 1)?, expected);
+    assert_eq!(probe::observe_model(config, &expected, 1)?, expected, "the model");
+    Ok(())
+}
+
+/// Ports come in steps, whichever host asks, and begin anew when the range is through.
+fn sequence(step: u16) -> TestResult {
+    let mut lab = Lab::new(1)?;
+    let server = lab.add_server("server")?;
+    let router = Router::nat(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+        .with_allocation(PortAllocation::Sequential { step });
+    let site = lab.add_site("a", SiteConfig::with_routers(vec![router]).hosts(2))?;
+    let reflector = udp(&server, server.ipv4(), 3478);
+    let mut last: Option<u16> = None;
+    for flow in 0..700 {
+        let host = site.host(flow % 2);
+        let inside = udp(&host, host.ipv4(), 10_000 + flow as u16);
+        inside.send_to(b"next", reflector.local_addr()?)?;
+        let (_, seen) = receive(&reflector)?;
+        let port = seen.port();
+        let anew = port < last.unwrap_or(0);
+        assert!(last.is_none_or(|last| port == last + step) || anew, "{last:?}, then {port}");
+        assert!(!anew || last.is_some_and(|last| last.checked_add(step).is_none()), "too early: {last:?}");
+        last = Some(port);
+    }
+    Ok(())
+}
+
+fn full_table() -> TestResult {
+    const MOST: usize = 50;
+    let mut lab = Lab::new(1)?;
+    let server = lab.add_server("server")?;
+    let site = lab.add_site("a", SiteConfig::new(RouterKind::EimApdf).most_flows(MOST))?;
+    let reflector = udp(&server, server.ipv4(), 3478);
+    let host = site.host(0);
+    let open = |port: usize| {
+        let inside = udp(&host, host.ipv4(), 10_000 + port as u16);
+        inside.send_to(b"open", reflector.local_addr()?)?;
+        Ok::<_, std::io::Error>(inside)
+    };
+    let mut inside = Vec::new();
+    for port in 0..MOST {
+        inside.push(open(port)?);
+        receive(&reflector)?;
+    }
+    open(MOST)?;
+    assert!(common::is_silent(&reflector), "a flow too many");
+    inside[0].send_to(b"old", reflector.local_addr()?)?;
+    assert_eq!(receive(&reflector)?.0, b"old");
     Ok(())
 }
 

@@ -23,10 +23,6 @@ const FIRST_PORT: u16 = 1024;
 /// How many ports the kernel tries for a flow before it gives up (`NF_NAT_MAX_ATTEMPTS`).
 const ATTEMPTS: u16 = 128;
 
-/// The ports of a sequence: those of the lab.
-const SEQUENCE_START: u16 = 20_480;
-const SEQUENCE_LENGTH: u16 = 4096;
-
 /// What becomes of a packet at a router. It has been rewritten where it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -61,7 +57,7 @@ pub(super) struct Gateway {
     /// Which reflexive port an inside endpoint has, with endpoint-independent mapping.
     reflexive: FxHashMap<SocketAddr, u16>,
     /// How many ports of the sequence have been given.
-    sequence: u32,
+    sequence: usize,
 }
 
 impl Gateway {
@@ -240,9 +236,10 @@ impl Gateway {
 
     /// The next port of the sequence that all flows share. The kernel does not look further when it is taken.
     fn next_in_sequence(&mut self, tuple: Tuple, step: u16, now: Instant) -> Option<u16> {
-        let place = self.sequence % u32::from(SEQUENCE_LENGTH);
+        let mut ports = PortAllocation::sequence(step);
+        let place = self.sequence % ports.len();
         self.sequence += 1;
-        let port = SEQUENCE_START.wrapping_add((place as u16).wrapping_mul(step));
+        let port = ports.nth(place)?;
         self.is_free(tuple, port, now).then_some(port)
     }
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::traffic::{Echo, Endpoint, Machine, Place as _};
 use super::{Behaviour, ProbeError};
-use crate::router::{Filtering, InputPolicy, Mapping};
+use crate::router::{Filtering, InputPolicy, Mapping, PortAllocation};
 
 /// Further than any way through the lab.
 const MOST_HOPS: u32 = 8;
@@ -32,6 +32,8 @@ impl<M: Machine> Bench<M> {
             nats: hops.iter().filter(|hop| hop.is_private() || is_shared(**hop)).count(),
             mapping,
             filtering: if udp { Some(self.filtering(expected)?) } else { None },
+            allocation: (mapping == Some(Mapping::AddressAndPortDependent)).then(|| allocation(&reflexive)),
+            hairpin: if eim { Some(self.hairpin(expected.hairpin == Some(true))?) } else { None },
             port_preserved: udp.then(|| reflexive.iter().all(|(own, seen)| own.port() == seen.port())),
             shared_port: if udp { Some(self.shared_port(mapping)?) } else { None },
             udp,
@@ -164,6 +166,17 @@ impl<M: Machine> Bench<M> {
         Ok(alike && apart)
     }
 
+    /// Both hosts send to the other's reflexive endpoint; whether the later one arrives.
+    fn hairpin(&self, expected: bool) -> io::Result<bool> {
+        let reflector = Endpoint::on(&self.server)?;
+        let inside = [Endpoint::on(&self.subject.host(0))?, Endpoint::on(&self.subject.host(1))?];
+        let [one, two] = [exchange(&inside[0], &reflector)?, exchange(&inside[1], &reflector)?];
+        let (Some(one), Some(two)) = (one, two) else { return Ok(false) };
+        inside[0].send("opens", two)?;
+        inside[1].send("hairpin", one)?;
+        Ok(inside[0].receive("hairpin", expected)?.is_some())
+    }
+
     /// Asks the outermost router from the internet, at a port that nobody has.
     fn input(&self, expected: InputPolicy) -> io::Result<InputPolicy> {
         let outside = Endpoint::on(&self.outsider)?;
@@ -221,6 +234,17 @@ fn mapping(seen: &[(SocketAddrV4, SocketAddrV4)]) -> Option<Mapping> {
     }
     let by_address = seen.chunks(2).all(|ports| ports[0].1 == ports[ports.len() - 1].1);
     Some(if by_address { Mapping::AddressDependent } else { Mapping::AddressAndPortDependent })
+}
+
+/// Which ports one socket's flows got, in the order in which they began.
+fn allocation(seen: &[(SocketAddrV4, SocketAddrV4)]) -> PortAllocation {
+    let steps: Vec<u16> =
+        seen.windows(2).map(|pair| pair[1].1.port().wrapping_sub(pair[0].1.port())).collect();
+    match steps.first() {
+        _ if seen.iter().any(|(own, seen)| own.port() == seen.port()) => PortAllocation::Preserving,
+        Some(step) if steps.iter().all(|other| other == step) => PortAllocation::Sequential { step: *step },
+        _ => PortAllocation::Random,
+    }
 }
 
 /// Whether an address is of the range between carriers and their customers (RFC 6598).

@@ -10,7 +10,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::lab::{BuildError, Lab};
-use crate::router::{Filtering, InputPolicy, Mapping, RouterKind};
+use crate::router::{Filtering, InputPolicy, Mapping, PortAllocation, RouterKind};
 use crate::site::SiteConfig;
 use crate::tool::ToolError;
 
@@ -27,11 +27,16 @@ pub struct Behaviour {
     pub mapping: Option<Mapping>,
     /// Who may send in; `None` if no UDP leaves.
     pub filtering: Option<Filtering>,
+    /// Which port a flow gets where every destination sees another; `None` elsewhere.
+    pub allocation: Option<PortAllocation>,
     /// Whether the reflexive port is the host's own; `None` if no UDP leaves.
     pub port_preserved: Option<bool>,
     /// Whether two hosts that use the same source port at the same time are both served, each with a mapping of
     /// the kind above; `None` if no UDP leaves.
     pub shared_port: Option<bool>,
+    /// Whether two hosts reach each other at their reflexive endpoints once both have tried (RFC 4787, section 6); `None` unless they have
+    /// endpoint-independent ones.
+    pub hairpin: Option<bool>,
     /// Whether UDP leaves.
     pub udp: bool,
     /// Whether TCP leaves to port 443.
@@ -60,17 +65,26 @@ impl Behaviour {
             RouterKind::EimEif => (1, EIM, Some(F::EndpointIndependent), 2),
             RouterKind::EimAdf => (1, EIM, Some(F::AddressDependent), 2),
             RouterKind::EimApdf => (1, EIM, Some(F::AddressAndPortDependent), 2),
-            RouterKind::Apdm => (1, APDM, Some(F::AddressAndPortDependent), 2),
+            RouterKind::Apdm | RouterKind::ApdmSequential | RouterKind::ApdmPreserving => {
+                (1, APDM, Some(F::AddressAndPortDependent), 2)
+            }
             RouterKind::Firewall => (0, None, Some(F::AddressAndPortDependent), 2),
             RouterKind::UdpBlocked => (1, None, None, 2),
             RouterKind::CarrierEim => (2, EIM, Some(F::AddressAndPortDependent), 3),
             RouterKind::CarrierApdm => (2, APDM, Some(F::AddressAndPortDependent), 3),
         };
         let udp = kind != RouterKind::UdpBlocked;
+        let allocation = match kind {
+            RouterKind::ApdmSequential => PortAllocation::Sequential { step: 1 },
+            RouterKind::ApdmPreserving => PortAllocation::Preserving,
+            _ => PortAllocation::Random,
+        };
         Self {
             nats,
             mapping,
             filtering,
+            allocation: (mapping == APDM).then_some(allocation),
+            hairpin: (mapping == EIM).then_some(false),
             port_preserved: udp.then_some(mapping != APDM),
             shared_port: udp.then_some(true),
             udp,

@@ -3,12 +3,14 @@
 use std::fmt::Display;
 
 use super::Report;
-use crate::router::{Filtering, Mapping};
+use crate::router::{Filtering, Mapping, PortAllocation};
 
-const HEADINGS: [&str; 11] = [
+const HEADINGS: [&str; 13] = [
     "kind",
     "NATs",
     "mapping",
+    "ports",
+    "hairpin",
     "own port",
     "filtering",
     "2 hosts, 1 port",
@@ -44,6 +46,11 @@ fn row(report: &Report) -> [String; HEADINGS.len()] {
         report.kind.to_string(),
         cell(observed.nats, expected.nats),
         cell(observed.mapping.map_or("-", mapping), expected.mapping.map_or("-", mapping)),
+        cell(
+            observed.allocation.map_or_else(|| "-".to_owned(), allocation),
+            expected.allocation.map_or_else(|| "-".to_owned(), allocation),
+        ),
+        cell(yes(observed.hairpin), yes(expected.hairpin)),
         cell(yes(observed.port_preserved), yes(expected.port_preserved)),
         cell(observed.filtering.map_or("-", filtering), expected.filtering.map_or("-", filtering)),
         cell(yes(observed.shared_port), yes(expected.shared_port)),
@@ -79,6 +86,14 @@ fn mapping(mapping: Mapping) -> &'static str {
         Mapping::EndpointIndependent => "EIM",
         Mapping::AddressDependent => "ADM",
         Mapping::AddressAndPortDependent => "APDM",
+    }
+}
+
+fn allocation(allocation: PortAllocation) -> String {
+    match allocation {
+        PortAllocation::Random => "random".to_owned(),
+        PortAllocation::Sequential { step } => format!("+{step}"),
+        PortAllocation::Preserving => "own first".to_owned(),
     }
 }
 

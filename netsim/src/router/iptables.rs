@@ -1,21 +1,27 @@
 //! The part of a router that iptables can say. Pure text.
 
-use super::{Egress, Filtering, InputPolicy, Mapping, Router};
+use super::{Egress, Filtering, InputPolicy, Mapping, PortAllocation, Router};
+
+/// The interface toward the internet, and the one on which hairpinned packets come back.
+const WAN: &str = "wan+";
 
 /// Tables for `iptables-restore`, if the router needs any.
 pub(super) fn ipv4(router: &Router) -> Option<String> {
     let mut rules = filter(router, "")?;
-    if !router.needs_binding_maps()
-        && let Some(mapping) = router.mapping
-    {
-        rules += "*nat\n-A POSTROUTING -o wan -j ";
-        rules += match mapping {
-            // Keeps the source port while the resulting flow is unique.
-            Mapping::EndpointIndependent => "MASQUERADE\n",
-            Mapping::AddressDependent => unreachable!("refused when the site was configured"),
-            Mapping::AddressAndPortDependent => "MASQUERADE --random-fully\n",
-        };
-        rules += "COMMIT\n";
+    let target = match router.mapping {
+        None => None,
+        // nftables translates.
+        Some(_) if router.needs_binding_maps() => None,
+        // Keeps the source port while the resulting flow is unique.
+        Some(Mapping::EndpointIndependent) => Some("MASQUERADE"),
+        Some(Mapping::AddressDependent) => unreachable!("refused when the site was configured"),
+        Some(Mapping::AddressAndPortDependent) => match router.allocation {
+            PortAllocation::Random => Some("MASQUERADE --random-fully"),
+            PortAllocation::Sequential { .. } | PortAllocation::Preserving => None,
+        },
+    };
+    if let Some(target) = target {
+        rules += &format!("*nat\n-A POSTROUTING -o {WAN} -j {target}\nCOMMIT\n");
     }
     Some(rules)
 }
@@ -34,16 +40,18 @@ fn filter(router: &Router, first: &str) -> Option<String> {
     let filtering = router.filtering?;
     let mut rules = String::from("*filter\n");
     rules += first;
-    rules += "-A INPUT -i wan -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n";
-    rules += match router.input {
-        InputPolicy::Drop => "-A INPUT -i wan -j DROP\n",
-        InputPolicy::Reject => "-A INPUT -i wan -j REJECT\n",
-        InputPolicy::Accept => "-A INPUT -i wan -j ACCEPT\n",
+    let policy = match router.input {
+        InputPolicy::Drop => "DROP",
+        InputPolicy::Reject => "REJECT",
+        InputPolicy::Accept => "ACCEPT",
     };
+    rules += &format!(
+        "-A INPUT -i {WAN} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i {WAN} -j {policy}\n"
+    );
     rules += "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n";
     if filtering != Filtering::AddressAndPortDependent {
         // What the binding maps let in.
-        rules += "-A FORWARD -i wan -m conntrack --ctstate DNAT -j ACCEPT\n";
+        rules += &format!("-A FORWARD -i {WAN} -m conntrack --ctstate DNAT -j ACCEPT\n");
     }
     rules += match router.egress {
         Egress::All => "-A FORWARD -i lan -j ACCEPT\n",
@@ -70,6 +78,9 @@ mod tests {
         assert!(
             masquerade(M::AddressAndPortDependent, F::AddressAndPortDependent).contains("--random-fully")
         );
+        let sequential = Router::nat(M::AddressAndPortDependent, F::AddressAndPortDependent)
+            .with_allocation(PortAllocation::Sequential { step: 1 });
+        assert!(!ipv4(&sequential).unwrap().contains("MASQUERADE"));
         assert!(!masquerade(M::EndpointIndependent, F::AddressDependent).contains("MASQUERADE"));
         assert!(
             !ipv6(&Router::nat(M::EndpointIndependent, F::AddressAndPortDependent)).unwrap().contains("*nat")

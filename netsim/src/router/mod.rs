@@ -56,6 +56,17 @@ pub enum PortAllocation {
     Preserving,
 }
 
+impl PortAllocation {
+    /// The ports of a sequence, in their order. They begin anew after the last, as in routers with a range of their own for NAT.
+    pub(crate) fn sequence(step: u16) -> impl ExactSizeIterator<Item = u16> + Clone {
+        const FIRST: u16 = 20_480;
+        const MOST: u16 = 4096;
+        let step = step.max(1);
+        let count = MOST.min((u16::MAX - FIRST) / step + 1);
+        (0..count).map(move |place| FIRST + place * step)
+    }
+}
+
 /// What the router does with packets from outside that are for nobody inside: its `INPUT` chain on the WAN side.
 ///
 /// This decides more than courtesy. Where such packets are accepted, the kernel remembers the flow, and an
@@ -143,6 +154,12 @@ impl Router {
         Self { egress, ..self }
     }
 
+    /// The same router with another [`PortAllocation`].
+    #[must_use]
+    pub fn with_allocation(self, allocation: PortAllocation) -> Self {
+        Self { allocation, ..self }
+    }
+
     /// Whether the lab knows how to build this combination.
     pub(crate) fn is_buildable(&self) -> bool {
         match (self.mapping, self.filtering) {
@@ -154,7 +171,7 @@ impl Router {
         }
     }
 
-    /// Whether the kernel's own NAT behaves as described, or bindings must be kept in nftables maps.
+    /// Whether bindings must be kept in nftables maps, since the kernel's own NAT does not behave as described.
     pub(crate) fn needs_binding_maps(&self) -> bool {
         self.mapping == Some(Mapping::EndpointIndependent)
             && self.filtering != Some(Filtering::AddressAndPortDependent)
@@ -170,6 +187,12 @@ impl Router {
         }
         if self.needs_binding_maps() {
             tool::nft(namespace, &nft::bindings(self, wan))?;
+        }
+        if let Some(rules) = nft::allocation(self, wan) {
+            tool::nft(namespace, &rules)?;
+        }
+        if let Some(most) = self.most_flows {
+            tool::nft(namespace, &nft::most_flows(most))?;
         }
         if let Some(lifetime) = self.binding_lifetime {
             set_conntrack_timeouts(namespace, lifetime)
@@ -201,6 +224,10 @@ pub enum RouterKind {
     EimApdf,
     /// APDM with APDF and random ports (`MASQUERADE --random-fully`).
     Apdm,
+    /// APDM with APDF that gives ports one after the other.
+    ApdmSequential,
+    /// APDM with APDF that keeps the host's port where no other flow has it.
+    ApdmPreserving,
     /// A stateful firewall without translation.
     Firewall,
     /// A NAT through which only TCP to ports 80 and 443 leaves.
@@ -213,12 +240,14 @@ pub enum RouterKind {
 
 impl RouterKind {
     /// Every kind, in the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Public,
         Self::EimEif,
         Self::EimAdf,
         Self::EimApdf,
         Self::Apdm,
+        Self::ApdmSequential,
+        Self::ApdmPreserving,
         Self::Firewall,
         Self::UdpBlocked,
         Self::CarrierEim,
@@ -233,6 +262,8 @@ impl RouterKind {
             Self::EimAdf => "eim-adf",
             Self::EimApdf => "eim-apdf",
             Self::Apdm => "apdm",
+            Self::ApdmSequential => "apdm-sequential",
+            Self::ApdmPreserving => "apdm-preserving",
             Self::Firewall => "firewall",
             Self::UdpBlocked => "udp-blocked",
             Self::CarrierEim => "carrier-eim",
@@ -252,6 +283,8 @@ impl RouterKind {
             Self::EimAdf => vec![Router::nat(M::EndpointIndependent, F::AddressDependent)],
             Self::EimApdf => vec![home],
             Self::Apdm => vec![apdm],
+            Self::ApdmSequential => vec![apdm.with_allocation(PortAllocation::Sequential { step: 1 })],
+            Self::ApdmPreserving => vec![apdm.with_allocation(PortAllocation::Preserving)],
             Self::Firewall => vec![Router::firewall()],
             Self::UdpBlocked => vec![home.with_egress(Egress::Web)],
             Self::CarrierEim => vec![home.clone(), home],

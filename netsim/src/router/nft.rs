@@ -1,4 +1,6 @@
-//! Endpoint-independent mapping with weaker filtering than the kernel's, as nftables maps. Pure text.
+//! What nftables can say and iptables cannot. Pure text.
+//!
+//! # Endpoint-independent mapping with weaker filtering than the kernel's
 //!
 //! The kernel knows flows, not bindings: it filters by address and port, and two inside hosts with the same
 //! source port may share a reflexive port as long as their destinations differ. So the bindings are kept beside
@@ -17,7 +19,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{Filtering, InputPolicy, Router};
+use super::{Filtering, InputPolicy, Mapping, PortAllocation, Router};
 
 /// RFC 4787, REQ-5: not shorter than two minutes.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(120);
@@ -45,22 +47,22 @@ pub(super) fn bindings(router: &Router, wan: Ipv4Addr) -> String {
 
     chain inbound {{
         type nat hook prerouting priority dstnat;
-        iifname "wan" ip daddr {wan} {admitted} dnat ip to udp dport map @inside
+        iifname "wan*" ip daddr {wan} {admitted} dnat ip to udp dport map @inside
     }}
     chain kept_out {{
         type filter hook input priority filter - 10;
-        iifname "wan" ct state new udp dport @inside {kept_out}
+        iifname "wan*" ct state new udp dport @inside {kept_out}
     }}
     chain outbound {{
         type nat hook postrouting priority srcnat;
-        oifname "wan" meta l4proto udp snat ip to ip saddr . udp sport map @outside
-        oifname "wan" udp sport @inside snat to {wan}:1024-65535 fully-random
-        oifname "wan" masquerade
+        oifname "wan*" meta l4proto udp snat ip to ip saddr . udp sport map @outside
+        oifname "wan*" udp sport @inside snat to {wan}:1024-65535 fully-random
+        oifname "wan*" masquerade
     }}
     chain learn {{
         type filter hook postrouting priority srcnat + 10;
-        oifname "wan" meta l4proto udp ct direction original jump learn_ours
-        oifname "wan" meta l4proto udp ct direction reply jump learn_theirs
+        oifname "wan*" meta l4proto udp ct direction original jump learn_ours
+        oifname "wan*" meta l4proto udp ct direction reply jump learn_theirs
     }}
     chain learn_ours {{
         udp sport . ct original ip saddr . ct original proto-src @bindings goto record_ours
@@ -78,6 +80,73 @@ pub(super) fn bindings(router: &Router, wan: Ipv4Addr) -> String {
         update @inside {{ udp sport : ct reply ip saddr . ct reply proto-src }}
         meta l4proto udp update @outside {{ ct reply ip saddr . ct reply proto-src : ip saddr . udp sport }}
         update @contacts {{ udp sport . ip daddr }}
+    }}
+}}
+"#
+    )
+}
+
+/// The transaction that translates by a port allocation that is not the kernel's own, if the router has one.
+pub(super) fn allocation(router: &Router, wan: Ipv4Addr) -> Option<String> {
+    if router.mapping != Some(Mapping::AddressAndPortDependent) {
+        return None;
+    }
+    match router.allocation {
+        PortAllocation::Random => None,
+        PortAllocation::Sequential { step } => Some(sequential(step, wan)),
+        PortAllocation::Preserving => {
+            let lifetime = router.binding_lifetime.unwrap_or(DEFAULT_LIFETIME);
+            Some(preserving(lifetime.as_secs().max(1)))
+        }
+    }
+}
+
+/// Every new flow takes the next port, whichever host begins it. A port that is still taken for the same destination costs the packet.
+fn sequential(step: u16, wan: Ipv4Addr) -> String {
+    let ports = PortAllocation::sequence(step);
+    let elements: Vec<String> =
+        ports.clone().enumerate().map(|(place, port)| format!("{place} : {port}")).collect();
+    format!(
+        r#"table ip allocation {{
+    chain outbound {{
+        type nat hook postrouting priority srcnat;
+        oifname "wan*" meta l4proto {{ tcp, udp }} snat ip to {wan} : numgen inc mod {count} map {{ {elements} }}
+        oifname "wan*" masquerade
+    }}
+}}
+"#,
+        count = ports.len(),
+        elements = elements.join(", "),
+    )
+}
+
+/// A flow keeps its port unless another flow has it, whatever their destinations; the kernel would let them share it.
+fn preserving(lifetime: u64) -> String {
+    format!(
+        r#"table ip allocation {{
+    set taken {{ type inet_service; flags dynamic,timeout; timeout {lifetime}s; size 65536; }}
+
+    chain outbound {{
+        type nat hook postrouting priority srcnat;
+        oifname "wan*" udp sport @taken masquerade fully-random
+        oifname "wan*" masquerade
+    }}
+    chain learn {{
+        type filter hook postrouting priority srcnat + 10;
+        oifname "wan*" meta l4proto udp update @taken {{ udp sport }}
+    }}
+}}
+"#
+    )
+}
+
+/// The transaction that bounds what the router remembers for its hosts. The kernel's own bound (`nf_conntrack_max`) is one for the whole machine.
+pub(super) fn most_flows(most: usize) -> String {
+    format!(
+        r#"table inet most {{
+    chain forward {{
+        type filter hook forward priority filter - 5;
+        iifname "lan" ct state new ct count over {most} drop
     }}
 }}
 "#
