@@ -163,8 +163,11 @@ fn full_table() -> TestResult {
     };
     let mut inside = Vec::new();
     for port in 0..MOST {
-        inside.push(open(port)?);
-        receive(&reflector)?;
+        let socket = open(port)?;
+        let (_, seen) = receive(&reflector).map_err(|error| format!("flow {port}: {error}"))?;
+        reflector.send_to(b"answer", seen)?;
+        receive(&socket)?;
+        inside.push(socket);
     }
     open(MOST)?;
     assert!(common::is_silent(&reflector), "a flow too many");

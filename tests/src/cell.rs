@@ -84,7 +84,7 @@ impl Network {
 
     /// Whether every destination sees another port, but one that can be foretold.
     fn takes_foreseeable_ports(self) -> bool {
-        false
+        matches!(self.kind, RouterKind::ApdmSequential | RouterKind::ApdmPreserving)
     }
 }
 
@@ -138,6 +138,8 @@ pub enum Table {
     Usual,
     /// Routers that take stray packets for their own, on either or both sides.
     Accepting,
+    /// NATs whose ports can be foretold, with one another and with every steady kind.
+    Foreseeable,
 }
 
 impl Table {
@@ -160,6 +162,12 @@ impl Table {
                 let one = all(&accepting, &others);
                 let other: Vec<_> = swapped(&one);
                 [both, one, other].concat()
+            }
+            Self::Foreseeable => {
+                let foreseeable = [RouterKind::ApdmSequential, RouterKind::ApdmPreserving].map(Network::new);
+                let one = all(&foreseeable, &STEADY.map(Network::new));
+                let other: Vec<_> = swapped(&one);
+                [all(&foreseeable, &foreseeable), one, other].concat()
             }
         }
     }

@@ -136,6 +136,8 @@ pub(crate) struct Meetings {
     stage: Stage,
     /// When the stage is over, or its next step due.
     next: Instant,
+    /// The beginning of the meeting.
+    begun: Instant,
     /// The end of a measurement, which repeats its requests before.
     give_up: Instant,
     /// The local port of every open socket, where it is known.
@@ -191,6 +193,7 @@ impl Meetings {
             progress: Progress::NotBegun,
             stage: Stage::Resting,
             next: now + START,
+            begun: now,
             give_up: now,
             slots: Vec::new(),
             samples: Vec::new(),
@@ -242,6 +245,9 @@ impl Meetings {
     pub(crate) fn handle_opened(&mut self, slot: usize, port: u16) {
         if let Some(known) = self.slots.get_mut(slot) {
             *known = Some(port);
+        }
+        if matches!(self.stage, Stage::Measuring) && self.kind == Kind::Preserving && self.is_open() {
+            self.next = self.begun;
         }
     }
 
@@ -306,6 +312,11 @@ impl Meetings {
         aims
     }
 
+    /// Whether the ports of all sockets are known.
+    fn is_open(&self) -> bool {
+        self.slots.iter().all(Option::is_some)
+    }
+
     fn flows(&self) -> usize {
         match self.kind {
             Kind::Steady => 1,
@@ -321,7 +332,8 @@ impl Meetings {
                 self.progress = self.progress.max(Progress::Unmeasured);
                 self.rest(now);
             }
-            Stage::Measuring if self.kind == Kind::Preserving => self.offer(now),
+            Stage::Measuring if self.kind == Kind::Preserving && self.is_open() => self.offer(now),
+            Stage::Measuring if self.kind == Kind::Preserving => self.next = self.give_up,
             Stage::Measuring => self.ask(now),
             Stage::Offered => {
                 self.progress = self.progress.max(Progress::Alone);
@@ -346,6 +358,7 @@ impl Meetings {
         let sample = |slot, to: &SocketAddr| Sample { slot, to: *to, transactions: Vec::new(), mapped: None };
         self.samples = samplers.flat_map(|slot| reflectors.iter().map(move |to| sample(slot, to))).collect();
         self.stage = Stage::Measuring;
+        self.begun = now;
         self.give_up = now + MEASURE;
         self.next = now;
     }

@@ -72,13 +72,27 @@ impl Side {
         SocketAddr::new(self.ip, port)
     }
 
+    /// Does what is due; the ports of sockets are told when everything else is done.
     fn run(&mut self, now: Instant) {
+        loop {
+            let opened = self.run_once(now);
+            for slot in &opened {
+                self.meetings.handle_opened(*slot, self.ports[slot]);
+            }
+            if opened.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn run_once(&mut self, now: Instant) -> Vec<usize> {
+        let mut opened = Vec::new();
         while let Some(act) = self.meetings.poll(now) {
             match act {
                 Act::Open(slot) => {
                     self.opened += 1;
                     self.ports.insert(slot, 40_000 + self.opened);
-                    self.meetings.handle_opened(slot, 40_000 + self.opened);
+                    opened.push(slot);
                 }
                 Act::Ask(slot, to, transaction) => {
                     let mapped = self.source(slot, to);
@@ -96,6 +110,7 @@ impl Side {
                 Act::Close(slot) => assert!(self.ports.remove(&slot).is_some()),
             }
         }
+        opened
     }
 }
 
