@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::host::Host;
 use crate::link::{Impairment, Link};
 use crate::namespace::Namespace;
-use crate::router::{InputPolicy, Router, RouterKind};
+use crate::router::{InputPolicy, Mapping, PortAllocation, Router, RouterKind};
 use crate::tool::{self, ToolError};
 
 /// What a site is like.
@@ -66,6 +66,14 @@ impl SiteConfig {
     #[must_use]
     pub fn binding_lifetime(mut self, lifetime: Duration) -> Self {
         self.routers.iter_mut().for_each(|router| router.binding_lifetime = Some(lifetime));
+        self
+    }
+
+    /// Which ports its address-and-port-dependent NATs give.
+    #[must_use]
+    pub fn allocation(mut self, allocation: PortAllocation) -> Self {
+        let dependent = |router: &&mut Router| router.mapping == Some(Mapping::AddressAndPortDependent);
+        self.routers.iter_mut().filter(dependent).for_each(|router| router.allocation = allocation);
         self
     }
 

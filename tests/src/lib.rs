@@ -6,6 +6,7 @@
 pub mod cell;
 pub mod data;
 pub mod figures;
+pub mod household;
 pub mod process;
 pub mod program;
 pub mod world;

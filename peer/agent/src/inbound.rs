@@ -57,13 +57,13 @@ impl Agent {
             self.refuse(path, transaction, error_code::ROLE_CONFLICT, &[]);
             return true;
         }
+        // Without room for the pair there is no answer: it would prove a path whose traffic we should not know again.
+        let Some(index) = self.checklist.learn(path, priority, self.choice.path(), now) else { return true };
         let answer = stun::binding_success(transaction, path.remote, Some(&self.local_key));
         self.answer(path, answer);
-        if let Some(index) = self.checklist.learn(path, priority, self.choice.path(), now) {
-            self.note_request(index, path, now);
-            if message.use_candidate() {
-                self.on_nomination(path, transaction, now);
-            }
+        self.note_request(index, path, now);
+        if message.use_candidate() {
+            self.on_nomination(path, transaction, now);
         }
         true
     }

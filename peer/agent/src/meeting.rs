@@ -9,12 +9,12 @@
 //! Three kinds of side can foretell their doors:
 //!
 //! - *steady*, with endpoint-independent mapping or no NAT: one socket, one door, which the server has seen;
-//! - *sequential*: a dozen sockets, one flow each, which will get the next ports of a sequence that the server has just seen a bit of. Other flows of
-//!   the household may take some of these ports, so twice as many doors are offered;
+//! - *sequential*: sixteen sockets, one flow each, which will get the next ports of a sequence that the server has just seen a bit of. Other flows of
+//!   the household may take some of these ports, so more doors than flows are offered;
 //! - *preserving*: a few sockets, one flow each, which will be seen at their own ports, since nothing else has these.
 //!
 //! A steady side knocks at all doors from its one. The flows of the others go one to each door, in order, since each begins a mapping: the n-th
-//! mapping of one side must aim at the n-th of the other.
+//! mapping of one side must aim at the n-th of the other. Every second one aims a little further, in case the ports have been shifted meanwhile.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -29,10 +29,10 @@ use rendezvous_wire::stun::TransactionId;
 use crate::prediction::Sequence;
 
 /// Flows of a sequential side.
-const SEQUENTIAL_FLOWS: usize = 12;
+const SEQUENTIAL_FLOWS: usize = 16;
 
-/// Flows of a preserving side: the first will do unless another flow of the household has its port.
-const PRESERVING_FLOWS: usize = 4;
+/// Flows of a preserving side: the first will do unless the other side is a sequential one with a busy household.
+const PRESERVING_FLOWS: usize = 8;
 
 /// Sockets from which a sequential side asks for the state of its sequence, each at two ports: the smallest of three steps is the step.
 const SAMPLERS: usize = 2;
@@ -65,17 +65,16 @@ const OFFER: Duration = Duration::from_millis(2500);
 const PRIME: Duration = Duration::from_millis(1500);
 
 /// When to knock, counted from the go; after the last the meeting is over. As in a volley, the first may be lost, or come too soon.
-const KNOCKS: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(700)];
+const KNOCKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250)];
 
 /// How long a door that was knocked at stays open for the other side's late knock.
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_millis(350);
 
 /// Hop limits for priming, by meeting: past one's own router and a carrier's, and not as far as the other side's. 3 passes two routers and dies
 /// behind them; 2 is for two homes behind the same carrier, 4 for a home with one more router in it.
 const PRIMING_TTL: [u8; 4] = [3, 2, 3, 4];
 
-/// How far off its place a flow may aim, from the second meeting on: other flows of either household may have shifted the ports.
+/// How far off its place every second flow may aim: other flows of either household may have shifted the ports.
 const SHIFT: usize = 3;
 
 /// What its owner is to do. Slots are sockets, from 0 to [`MAX_SLOTS`].
@@ -294,11 +293,10 @@ impl Meetings {
 
     /// Where each flow goes.
     fn aim(&mut self, doors: &[SocketAddr]) -> Vec<(usize, SocketAddr)> {
-        let shifted = self.attempts > 1;
         let aim = |random: &mut StdRng, flow: usize| match doors {
             [door] => Some((flow, *door)),
             doors => {
-                let shift = if shifted && flow % 2 == 1 { random.random_range(0..=SHIFT) } else { 0 };
+                let shift = if flow % 2 == 1 { random.random_range(0..=SHIFT) } else { 0 };
                 doors.get(flow + shift).map(|door| (flow, *door))
             }
         };

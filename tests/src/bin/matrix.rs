@@ -11,7 +11,9 @@ use std::time::Duration;
 use clap::Parser;
 use end_to_end::cell::{self, Expected, Network, Outcome, Table, Way};
 use end_to_end::figures::Figures;
+use end_to_end::household::Household;
 use end_to_end::world::World;
+use netsim::{PortAllocation, RouterKind, SiteConfig};
 
 /// Dials from every network of a table to every other and prints what came of it.
 #[derive(Debug, Parser)]
@@ -37,6 +39,24 @@ struct Arguments {
     /// The listener is stopped for this long when it is dialled, milliseconds: it hears of the introduction late, when the dialler's checks are there.
     #[arg(long, default_value_t = 0)]
     late: u64,
+    /// Another host of each site opens so many new flows a second.
+    #[arg(long, default_value_t = 0)]
+    busy: u32,
+    /// From one port to the next where they are given in sequence.
+    #[arg(long, default_value_t = 1)]
+    step: u16,
+}
+
+impl Arguments {
+    fn site(&self, network: Network) -> SiteConfig {
+        let site = network.site();
+        let site = if network.kind == RouterKind::ApdmSequential {
+            site.allocation(PortAllocation::Sequential { step: self.step })
+        } else {
+            site
+        };
+        if self.busy > 0 { site.hosts(2) } else { site }
+    }
 }
 
 /// How long a pair that is to stay relayed has to surprise us: more than a whole round of checks.
@@ -113,8 +133,15 @@ fn run_in_lab(
 ) -> anyhow::Result<()> {
     let way = Way::of(a, b);
     let mut world = World::new(seed)?;
-    let dialler = world.lab.add_site("a", a.site())?;
-    let listener = world.lab.add_site("b", b.site())?;
+    let dialler = world.lab.add_site("a", arguments.site(a))?;
+    let listener = world.lab.add_site("b", arguments.site(b))?;
+    let mut households = Vec::new();
+    if arguments.busy > 0 {
+        let target = (world.server_host.ipv4(), 9).into();
+        for site in [&dialler, &listener] {
+            households.push(Household::start(&site.host(1), target, arguments.busy)?);
+        }
+    }
     let (listening, id) = match world.listener(&listener.host(0), "b", &["--echo"]) {
         Ok(listening) => listening,
         Err(_) if way == Way::NoUdp => {
