@@ -98,6 +98,11 @@ impl Agent {
         }
     }
 
+    /// Adds a socket that is for one meeting: it makes pairs with those alone whose checks come to it.
+    pub(crate) fn add_reserved_socket(&mut self, socket: SocketId, family: Family) {
+        self.checklist.add_reserved_socket(socket, family);
+    }
+
     /// Forgets a socket and its pairs, unless it is the selected path's. True when it is gone.
     pub fn remove_socket(&mut self, socket: SocketId) -> bool {
         let unused = self.choice.path().is_none_or(|path| path.socket != socket);

@@ -25,6 +25,8 @@ struct Socket {
     family: Family,
     /// The candidate priority of the base (RFC 8445, 5.1.2.1).
     priority: u32,
+    /// Its pairs are with those alone whose checks have come to it.
+    reserved: bool,
 }
 
 /// A candidate of the other side.
@@ -115,11 +117,11 @@ impl Checklist {
         let default = CandidateKind::Host.priority(u16::MAX);
         let priority = of_family.map(|candidate| candidate.priority).max().unwrap_or(default);
         if let Some(socket) = self.sockets.iter_mut().find(|socket| socket.id == id) {
-            *socket = Socket { id, family, priority };
+            *socket = Socket { id, family, priority, reserved: false };
             self.reorder();
             return false;
         }
-        self.sockets.push(Socket { id, family, priority });
+        self.sockets.push(Socket { id, family, priority, reserved: false });
         for index in 0..self.remotes.len() {
             self.pair(id, self.remotes[index].candidate);
         }
@@ -127,10 +129,27 @@ impl Checklist {
         true
     }
 
-    /// Forgets a socket and its pairs.
+    /// Adds a socket whose pairs are with those alone whose checks come to it. Only toward them has its NAT a door, and a dozen such sockets
+    /// paired with everybody would leave no room for the pair that works.
+    pub(crate) fn add_reserved_socket(&mut self, id: SocketId, family: Family) {
+        if self.family(id).is_none() {
+            let priority = CandidateKind::Host.priority(u16::MAX);
+            self.sockets.push(Socket { id, family, priority, reserved: true });
+        }
+    }
+
+    fn is_reserved(&self, socket: SocketId) -> bool {
+        self.sockets.iter().any(|known| known.id == socket && known.reserved)
+    }
+
+    /// Forgets a socket, its pairs, and who was known only by checks to it.
     pub(crate) fn remove_socket(&mut self, id: SocketId) {
         self.sockets.retain(|socket| socket.id != id);
         self.pairs.retain(|pair| pair.path.socket != id);
+        let pairs = &self.pairs;
+        let has_pair =
+            |remote: &Remote| pairs.iter().any(|pair| pair.path.remote == remote.candidate.address);
+        self.remotes.retain(|remote| remote.learnt.is_none() || has_pair(remote));
         self.reorder();
     }
 
@@ -182,7 +201,13 @@ impl Checklist {
                 self.pair(path.socket, remote.candidate);
             } else if self.make_room(Some(now), MAX_PEER_REFLEXIVE, keep.map(|path| path.remote)) {
                 let kind = CandidateKind::PeerReflexive;
-                self.add(Candidate { kind, address: path.remote, priority }, Some(now));
+                let candidate = Candidate { kind, address: path.remote, priority };
+                if self.is_reserved(path.socket) {
+                    self.remotes.push(Remote { candidate, learnt: Some(now) });
+                    self.pair(path.socket, candidate);
+                } else {
+                    self.add(candidate, Some(now));
+                }
             }
             self.reorder();
         }
@@ -236,8 +261,9 @@ impl Checklist {
 
     fn add(&mut self, candidate: Candidate, learnt: Option<Instant>) {
         self.remotes.push(Remote { candidate, learnt });
-        for index in 0..self.sockets.len() {
-            self.pair(self.sockets[index].id, candidate);
+        let open = self.sockets.iter().filter(|socket| !socket.reserved).map(|socket| socket.id);
+        for socket in open.collect::<Vec<_>>() {
+            self.pair(socket, candidate);
         }
     }
 
@@ -295,5 +321,36 @@ pub(crate) fn is_site_local(ip: IpAddr) -> bool {
             ip.is_private() || (a == 100 && b & 0xc0 == 64)
         }
         IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::origin;
+
+    #[test]
+    fn many_reserved_sockets_leave_room_for_each_others_pairs() {
+        let now = origin();
+        let mut checklist = Checklist::default();
+        checklist.add_socket(SocketId(0), Family::V4, &[]);
+        for port in 1..=MAX_CANDIDATES as u16 {
+            let address = ([203, 0, 113, 1], port).into();
+            checklist.add_named(Candidate::new(CandidateKind::ServerReflexive, address, port), None);
+        }
+        let paths = (1..=8).flat_map(|socket| {
+            let remote = ([203, 0, 113, 2], 5000 + socket as u16).into();
+            let named = ([203, 0, 113, 1], socket as u16).into();
+            [remote, named].map(|remote| Path { socket: SocketId(socket), remote })
+        });
+        for path in paths.clone() {
+            checklist.add_reserved_socket(path.socket, Family::V4);
+            assert!(checklist.learn(path, 1, None, now).is_some(), "{path}");
+        }
+        assert_eq!(checklist.pairs.len(), MAX_CANDIDATES + 16);
+        for path in paths {
+            checklist.remove_socket(path.socket);
+        }
+        assert_eq!((checklist.pairs.len(), checklist.remotes.len()), (MAX_CANDIDATES, MAX_CANDIDATES));
     }
 }

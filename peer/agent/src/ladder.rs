@@ -341,7 +341,7 @@ impl Ladder {
             self.stop_birthday(now);
         }
         self.outputs.push_back(Output::Adopt(socket));
-        self.agent.add_socket(socket, source.into(), &[], now);
+        self.agent.add_reserved_socket(socket, source.into());
         true
     }
 
