@@ -13,7 +13,7 @@ pub const MAX_PAIRS: usize = 100;
 
 /// Most peer-reflexive candidates that an agent remembers. Each is an address that the other side made us send to
 /// without naming it; a peer behind one NAT shows one per socket, and more only while it moves.
-pub const MAX_PEER_REFLEXIVE: usize = 16;
+pub const MAX_PEER_REFLEXIVE: usize = 32;
 
 /// What an [`Agent`](crate::Agent) needs to know at its start: one side of an introduction.
 #[derive(Clone)]

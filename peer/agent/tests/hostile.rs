@@ -259,6 +259,31 @@ fn a_hostile_peer_cannot_have_us_remember_or_send_without_bound() {
 }
 
 #[test]
+fn a_check_for_whose_source_there_is_no_room_gets_no_answer() {
+    let mut world = worlds().remove(1);
+    let mut answered = 0;
+    for number in 0..=u8::try_from(MAX_PEER_REFLEXIVE).unwrap() {
+        let source = address(&format!("203.0.113.{}:7", number + 1));
+        let datagram = Forged::default().datagram(number);
+        let now = world.instant(world.now);
+        let agent = world.peers[A].agent.as_mut().unwrap();
+        agent.handle_datagram(SOCKET, source, &datagram, now);
+        let known = agent.report().iter().any(|pair| pair.path.remote == source);
+        let sent: Vec<_> = std::iter::from_fn(|| agent.poll_transmit()).collect();
+        let success = |sent: &peer_agent::Transmit| {
+            Received::parse(&sent.datagram).is_ok_and(|message| message.class() == Class::Success)
+        };
+        assert_eq!(
+            sent.iter().any(success),
+            known,
+            "{source}: an answer proves a path that must then be known"
+        );
+        answered += usize::from(known);
+    }
+    assert_eq!(answered, MAX_PEER_REFLEXIVE);
+}
+
+#[test]
 fn a_replayed_nomination_is_no_news() {
     let mut world = World::new([Kind::Public, Kind::Public], 1).with_v6();
     world.peers[A].role = Role::Controlled;
