@@ -285,7 +285,7 @@ impl Network {
         match router {
             None => self.at_core(traveller),
             Some(router) if self.topology.nodes[router].is_on_lan(destination.ip()) => {
-                self.on_lan(router, traveller)
+                self.on_lan(router, traveller);
             }
             Some(router) => self.leave(router, traveller),
         }
@@ -348,7 +348,7 @@ impl Network {
             match self.topology.nodes[router].uplink {
                 Uplink::Line(line) => self.carry(line, true, traveller),
                 Uplink::Carrier(carrier) if self.topology.nodes[carrier].is_on_lan(to) => {
-                    self.on_lan(carrier, traveller)
+                    self.on_lan(carrier, traveller);
                 }
                 Uplink::Carrier(carrier) => self.leave(carrier, traveller),
             }
@@ -490,7 +490,7 @@ impl Network {
             Verdict::Forward => return true,
             Verdict::Drop => {}
             Verdict::Expired | Verdict::Unreachable => {
-                self.report(traveller.clone(), What::Error { reporter })
+                self.report(traveller.clone(), What::Error { reporter });
             }
             Verdict::Echoed => self.report(traveller.clone(), What::EchoReply),
         }
