@@ -4,6 +4,8 @@
 //! The codec is `stun-rs`. What it leaves to its caller is done here: a message without MESSAGE-INTEGRITY is
 //! not taken for an authentic one, trailing bytes are refused, unknown comprehension-required attributes are listed.
 
+pub mod behaviour;
+
 use std::fmt;
 use std::net::SocketAddr;
 
