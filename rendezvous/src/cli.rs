@@ -18,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 open
   rendezvous serve --host rv.example.org      print this name instead of the machine's address
+  rendezvous serve --alternate-ip 192.0.2.8   where the machine has a second address: for peer doctor
   rendezvous serve --port 4433                where port 443 may not be bound
   rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
   rendezvous id                               print this server's id";
@@ -59,6 +60,10 @@ struct Serve {
     /// Address to listen on; may be repeated [default: all, IPv4 and IPv6].
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     listen: Vec<IpAddr>,
+    /// Second address of this machine, from which STUN answers when asked (RFC 5780): with it `peer doctor` can tell how
+    /// a router filters. At most one IPv4 and one IPv6.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    alternate_ip: Vec<IpAddr>,
     /// UDP port of registration and signalling; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_SIGNALLING_PORT)]
     port: u16,
@@ -138,6 +143,9 @@ impl Serve {
         for address in self.listen {
             builder = builder.listen(address);
         }
+        for address in self.alternate_ip {
+            builder = builder.alternate(address);
+        }
         if let Some(host) = self.host {
             builder = builder.host(host);
         }
@@ -199,7 +207,7 @@ fn explain(error: StartError) -> anyhow::Error {
                     .map_or_else(|_| "rendezvous".into(), |path| path.display().to_string())
             ),
             io::ErrorKind::AddrNotAvailable => {
-                "this machine does not have that address; see `ip address`, or leave --listen out".to_owned()
+                "this machine does not have that address; see `ip address`, or leave out the option that names it".to_owned()
             }
             _ => return error.into(),
         },

@@ -7,6 +7,26 @@ use crate::ports::Listen;
 
 /// The best address to reach this host at, as far as it can tell by itself.
 pub(crate) fn best(listen: &Listen) -> String {
+    choose(own(listen)).to_string()
+}
+
+/// Each alternate address with the one that peers otherwise use: the one that they are told if it is of that family and the
+/// host's own, else the best.
+pub(crate) fn pairs(listen: &Listen, host: Option<&str>, alternates: &[IpAddr]) -> Vec<[IpAddr; 2]> {
+    let own = own(listen);
+    let told = host.and_then(|host| host.parse().ok());
+    alternates.iter().filter_map(|alternate| Some([primary(&own, told, *alternate)?, *alternate])).collect()
+}
+
+fn primary(own: &[IpAddr], told: Option<IpAddr>, alternate: IpAddr) -> Option<IpAddr> {
+    let fits = |ip: &&IpAddr| **ip != alternate && ip.is_ipv4() == alternate.is_ipv4();
+    let fitting: Vec<IpAddr> = own.iter().filter(fits).copied().collect();
+    let told = told.filter(|ip| fitting.contains(ip));
+    told.or_else(|| (!fitting.is_empty()).then(|| choose(fitting)))
+}
+
+/// This host's addresses that are served.
+fn own(listen: &Listen) -> Vec<IpAddr> {
     let served = |ip: &IpAddr| match listen {
         Listen::Everywhere => true,
         Listen::Only(ips) => {
@@ -14,8 +34,7 @@ pub(crate) fn best(listen: &Listen) -> String {
         }
     };
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let own = interfaces.iter().map(if_addrs::Interface::ip).filter(served).collect();
-    choose(own).to_string()
+    interfaces.iter().map(if_addrs::Interface::ip).filter(served).collect()
 }
 
 /// Whether packets from the whole Internet can come to this address.
@@ -59,6 +78,20 @@ mod tests {
 
     fn chosen(list: &[&str]) -> String {
         choose(list.iter().map(|ip| ip.parse().unwrap()).collect()).to_string()
+    }
+
+    #[test]
+    fn the_alternate_address_stands_in_for_the_one_that_peers_are_told() {
+        let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let own = ips(&["127.0.0.1", "10.0.0.5", "203.0.113.10", "203.0.113.11", "5.9.1.2", "2a01:4f8::1"]);
+        let primary = |told: Option<&str>, alternate: &str| {
+            let told = told.map(|ip| ip.parse().unwrap());
+            primary(&own, told, alternate.parse().unwrap()).map(|ip| ip.to_string())
+        };
+        assert_eq!(primary(Some("203.0.113.10"), "203.0.113.11").as_deref(), Some("203.0.113.10"));
+        assert_eq!(primary(None, "203.0.113.11").as_deref(), Some("5.9.1.2"));
+        assert_eq!(primary(Some("192.0.2.1"), "10.0.0.5").as_deref(), Some("5.9.1.2"));
+        assert_eq!(primary(None, "2a01:4f8::1"), None, "the only one of its family");
     }
 
     #[test]

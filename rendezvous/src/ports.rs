@@ -31,6 +31,24 @@ pub(crate) enum Listen {
     Only(Vec<IpAddr>),
 }
 
+impl Listen {
+    /// The same and these.
+    pub(crate) fn with(&self, more: &[IpAddr]) -> Self {
+        match self {
+            Self::Everywhere => Self::Everywhere,
+            Self::Only(ips) => {
+                let missing = more.iter().filter(|ip| !ips.contains(ip));
+                Self::Only(ips.iter().chain(missing).copied().collect())
+            }
+        }
+    }
+}
+
+/// Whether these are addresses of this host.
+pub(crate) fn check(ips: &[IpAddr]) -> Result<(), BindError> {
+    ips.iter().try_for_each(|ip| bind_address(*ip, 0, 1).map(|_| ()))
+}
+
 /// The sockets of one port: one a family or address, `copies` of each.
 #[derive(Debug)]
 pub(crate) struct Port {

@@ -39,6 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Builder {
     key: Option<KeyPair>,
     listen: Vec<IpAddr>,
+    alternate: Vec<IpAddr>,
     port: u16,
     reflection_ports: [u16; 2],
     host: Option<String>,
@@ -51,6 +52,7 @@ impl Default for Builder {
         Self {
             key: None,
             listen: Vec::new(),
+            alternate: Vec::new(),
             port: DEFAULT_SIGNALLING_PORT,
             reflection_ports: DEFAULT_REFLECTION_PORTS,
             host: None,
@@ -70,6 +72,14 @@ impl Builder {
     /// Listens on this address, and on those of other calls; without any, on every address of the host.
     pub fn listen(mut self, address: IpAddr) -> Self {
         self.listen.push(address);
+        self
+    }
+
+    /// A second address of this host, of the family of its first: reflection answers from there when asked to (RFC 5780),
+    /// so that peers learn how their NAT filters. One per family; the last one counts.
+    pub fn alternate(mut self, address: IpAddr) -> Self {
+        self.alternate.retain(|other| other.is_ipv4() != address.is_ipv4());
+        self.alternate.push(address);
         self
     }
 
@@ -114,17 +124,20 @@ impl Builder {
         let threads = threads.map_or(1, NonZeroUsize::get);
 
         let signalling = ports::bind(&listen, self.port, 1)?;
+        let reflecting = listen.with(&self.alternate);
+        ports::check(&self.alternate)?;
         let relay = [
-            ports::bind(&listen, self.reflection_ports[0], threads)?,
-            ports::bind(&listen, self.reflection_ports[1], threads)?,
+            ports::bind(&reflecting, self.reflection_ports[0], threads)?,
+            ports::bind(&reflecting, self.reflection_ports[1], threads)?,
         ];
+        let pairs = hosts::pairs(&listen, self.host.as_deref(), &self.alternate);
         let reflection_ports = [relay[0].number, relay[1].number];
 
         let host = self.host.unwrap_or_else(|| hosts::best(&listen));
         let address = RendezvousAddress { id: key.id(), host, port: signalling.number };
 
         let (reports, bounds) = unbounded_channel();
-        let relay = Relay::start(relay, threads, &self.limits, reports)?;
+        let relay = Relay::start(relay, pairs, threads, &self.limits, reports)?;
         let broker = Broker::new(self.limits.clone(), reflection_ports, random());
         let (events, inbox) = mpsc::channel(EVENTS);
         let mut tasks = JoinSet::new();
@@ -274,6 +287,7 @@ struct Relay {
 impl Relay {
     fn start(
         ports: [ports::Port; 2],
+        pairs: Vec<[IpAddr; 2]>,
         threads: usize,
         limits: &Limits,
         reports: UnboundedSender<Bound>,
@@ -294,6 +308,7 @@ impl Relay {
             let thread = Shard::spawn(
                 number,
                 sockets,
+                pairs.clone(),
                 Table::new(limits.lease, limits.binding),
                 SourceBuckets::new(limits.reflecting, keys()),
                 commands,

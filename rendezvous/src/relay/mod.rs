@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`table`] | who is bound where, and which channel joins whom. Pure |
 //! | [`reflect`] | answers to STUN requests, bind requests among them. Pure |
+//! | [`origin`] | from which of the server's addresses and ports an answer leaves. Pure |
 //! | [`runs`] | cuts a buffer that the kernel coalesced into runs that can be forwarded as one. Pure |
 //! | `shard` | a thread with sockets of its own that does all this |
 
+pub mod origin;
 pub mod reflect;
 pub mod runs;
 pub(crate) mod shard;

@@ -2,15 +2,18 @@
 //!
 //! A bare Binding request, the only one that strangers send in numbers, is answered without the codec and without
 //! allocation. Everything unauthenticated is rationed per source, and no answer to it has more than one and a half
-//! times the bytes that its request had on the wire.
+//! times the bytes that its request had on the wire. Behaviour discovery (RFC 5780) has other ports and addresses of the
+//! server answer, or other ports of the sender's own address be answered, and never anybody else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use rendezvous_wire::stun::behaviour::{CHANGE_REQUEST, Change, DiscoveryResponse};
 use rendezvous_wire::stun::{
-    self, BindRequest, Class, MAGIC_COOKIE, Received, StunError, TransactionId, error_code,
+    self, BindRequest, Class, MAGIC_COOKIE, MAX_STUN, Received, StunError, TransactionId, error_code,
 };
 
+use super::origin::Origins;
 use super::table::{Binding, Bound, Flow, Table};
 use crate::limits::SourceBuckets;
 
@@ -29,15 +32,21 @@ const BARE_ANSWER: usize = HEADER + 24 + FINGERPRINT_LEN;
 /// What a STUN message leads to.
 #[derive(Debug, Default)]
 pub struct Reaction {
-    /// Goes back the way the message came.
+    /// Goes back the way the message came, unless `over` says otherwise.
     pub answer: Option<Answer>,
+    /// Where the answer goes instead.
+    pub over: Option<Flow>,
     /// For the other threads, before the answer leaves.
     pub bound: Option<Bound>,
 }
 
 impl Reaction {
     fn answer(bytes: Result<Vec<u8>, StunError>) -> Self {
-        Self { answer: bytes.ok().map(Answer::Built), bound: None }
+        Self { answer: bytes.ok().map(Answer::Built), ..Self::default() }
+    }
+
+    fn bare(transaction: TransactionId, mapped: SocketAddr) -> Self {
+        Self { answer: Some(bare_answer(transaction, mapped)), ..Self::default() }
     }
 }
 
@@ -63,6 +72,7 @@ impl AsRef<[u8]> for Answer {
 pub fn handle_stun(
     table: &mut Table,
     strangers: &mut SourceBuckets,
+    origins: &Origins,
     datagram: &[u8],
     flow: Flow,
     now: Instant,
@@ -72,8 +82,10 @@ pub fn handle_stun(
     }
     let mapped = SocketAddr::new(flow.remote.ip().to_canonical(), flow.remote.port());
     if let Some(transaction) = bare_request(datagram) {
-        let admitted = strangers.take(mapped.ip().into(), now);
-        return Reaction { answer: admitted.then(|| bare_answer(transaction, mapped)), bound: None };
+        return match strangers.take(mapped.ip().into(), now) {
+            true => Reaction::bare(transaction, mapped),
+            false => Reaction::default(),
+        };
     }
     let Ok(message) = Received::parse(datagram) else { return Reaction::default() };
     if message.class() != Class::Request {
@@ -92,8 +104,10 @@ pub fn handle_stun(
     let username = match (message.username(), message.has_integrity()) {
         (Some(username), true) => username,
         (None, false) => {
-            let admitted = strangers.take(mapped.ip().into(), now);
-            return Reaction { answer: admitted.then(|| bare_answer(transaction, mapped)), bound: None };
+            return match strangers.take(mapped.ip().into(), now) {
+                true => discover(origins, &message, datagram.len(), flow, mapped),
+                false => Reaction::default(),
+            };
         }
         _ => return refuse(error_code::BAD_REQUEST, &[]),
     };
@@ -109,6 +123,64 @@ pub fn handle_stun(
         Binding::Unauthenticated => refuse(error_code::UNAUTHENTICATED, &[]),
         Binding::Ignored => Reaction::default(),
     }
+}
+
+/// Answers a stranger's request that has attributes, those of behaviour discovery perhaps (RFC 5780, section 6.1).
+///
+/// With one address the server has no OTHER-ADDRESS, and yet two ports: it answers a change of the port alone, which section
+/// 6.1 leaves to servers with two addresses.
+fn discover(
+    origins: &Origins,
+    message: &Received<'_>,
+    length: usize,
+    flow: Flow,
+    mapped: SocketAddr,
+) -> Reaction {
+    let transaction = message.transaction();
+    let mut over = flow;
+    let mut origin = origins.of(flow);
+    let change = message.change_request().unwrap_or_default();
+    if change != Change::default() {
+        let Some((changed, from)) = origins.changed(flow, change) else {
+            let unknown = [CHANGE_REQUEST];
+            return Reaction::answer(stun::binding_error(
+                transaction,
+                error_code::UNKNOWN_ATTRIBUTE,
+                &unknown,
+                None,
+            ));
+        };
+        over = changed;
+        origin = Some(from);
+    }
+    if let Some(port) = message.response_port() {
+        if message.is_padded() || !may_answer_to(port, mapped) {
+            return Reaction::answer(stun::binding_error(transaction, error_code::BAD_REQUEST, &[], None));
+        }
+        over.remote.set_port(port);
+    }
+    let response = DiscoveryResponse {
+        transaction,
+        mapped,
+        origin,
+        other: origins.other(flow),
+        padded: message.is_padded(),
+        limit: largest_answer(length, mapped.is_ipv4()).min(MAX_STUN),
+    };
+    Reaction { over: Some(over), ..Reaction::answer(response.encode()) }
+}
+
+/// Whether an answer may go to this port of the sender's address. The services of a host that shares the address, or whose
+/// address was forged, are spared.
+fn may_answer_to(port: u16, mapped: SocketAddr) -> bool {
+    const PRIVILEGED: u16 = 1024;
+    port >= PRIVILEGED || port == mapped.port() && port != 0
+}
+
+/// Most bytes of an answer to a request of `length` bytes: one and a half times the packet, IP and UDP headers included.
+fn largest_answer(length: usize, ipv4: bool) -> usize {
+    let headers = if ipv4 { 28 } else { 48 };
+    (length + headers) * 3 / 2 - headers
 }
 
 /// The transaction of a Binding request without attributes, FINGERPRINT aside.

@@ -4,10 +4,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rendezvous_wire::message::RegistrationId;
 use rendezvous_wire::stun::Key;
+use rendezvous_wire::stun::behaviour::DiscoveryRequest;
 
 use super::*;
 use crate::limits::Rate;
-use crate::relay::table::Change;
+use crate::relay::table;
 
 const A: RegistrationId = RegistrationId(0xa);
 const T: TransactionId = TransactionId([0x5a; 12]);
@@ -15,14 +16,16 @@ const T: TransactionId = TransactionId([0x5a; 12]);
 struct Server {
     table: Table,
     strangers: SourceBuckets,
+    origins: Origins,
     now: Instant,
 }
 
 impl Server {
     fn new(reflecting: Rate) -> Self {
         let mut table = Table::new(Duration::from_secs(60), Rate::new(1_000_000, 1_000_000));
-        table.apply(Change::Admit { registration: A, key: key() });
-        Self { table, strangers: SourceBuckets::new(reflecting, [1, 2]), now: Instant::now() }
+        table.apply(table::Change::Admit { registration: A, key: key() });
+        let strangers = SourceBuckets::new(reflecting, [1, 2]);
+        Self { table, strangers, origins: origins(true), now: Instant::now() }
     }
 
     fn generous() -> Self {
@@ -30,8 +33,10 @@ impl Server {
     }
 
     fn handle(&mut self, datagram: &[u8], from: &str) -> Reaction {
-        let flow = Flow { remote: from.parse().unwrap(), local: None, socket: 0 };
-        handle_stun(&mut self.table, &mut self.strangers, datagram, flow, self.now)
+        let remote: SocketAddr = from.parse().unwrap();
+        let ipv4 = remote.ip().to_canonical().is_ipv4();
+        let flow = Flow { remote, local: Some(address(at(0, ipv4)).ip()), socket: usize::from(!ipv4) };
+        handle_stun(&mut self.table, &mut self.strangers, &self.origins, datagram, flow, self.now)
     }
 
     fn error(&mut self, datagram: &[u8]) -> Option<u16> {
@@ -40,6 +45,25 @@ impl Server {
         assert_eq!(received.class(), Class::Error);
         received.error_code()
     }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// The server's own addresses: the one that peers use, and the one with both changes.
+fn at(place: usize, ipv4: bool) -> &'static str {
+    match ipv4 {
+        true => ["203.0.113.10:3478", "203.0.113.11:3479"][place],
+        false => ["[2001:db8:1::10]:3478", "[2001:db8:1::11]:3479"][place],
+    }
+}
+
+/// Of a server with one address of each family, or two.
+fn origins(two: bool) -> Origins {
+    let sockets = ["0.0.0.0:3478", "[::]:3478", "0.0.0.0:3479", "[::]:3479"].map(address);
+    let pairs = [true, false].map(|ipv4| [at(0, ipv4), at(1, ipv4)].map(|text| address(text).ip()));
+    Origins::new(sockets.to_vec(), if two { pairs.to_vec() } else { Vec::new() })
 }
 
 const V4: &str = "198.51.100.7:40000";
@@ -125,6 +149,75 @@ fn a_bind_request_binds_and_is_answered_under_its_key() {
     assert_eq!((bound.sequence, bound.flow.remote), (2, V6.parse().unwrap()));
 }
 
+fn discovery(change: (bool, bool), response_port: Option<u16>) -> Vec<u8> {
+    let change = Change { ip: change.0, port: change.1 };
+    let padded = response_port.is_none();
+    DiscoveryRequest { transaction: T, change, response_port, padded }.encode().unwrap()
+}
+
+#[test]
+fn answers_come_from_where_they_were_asked_to() {
+    let mut server = Server::generous();
+    for from in [V4, V6] {
+        let ipv4 = from == V4;
+        let [first, both] = [0, 1].map(|place| address(at(place, ipv4)));
+        for (change, expected) in [
+            ((false, false), first),
+            ((false, true), SocketAddr::new(first.ip(), both.port())),
+            ((true, false), SocketAddr::new(both.ip(), first.port())),
+            ((true, true), both),
+        ] {
+            let reaction = server.handle(&discovery(change, None), from);
+            let over = reaction.over.unwrap();
+            assert_eq!((over.local, over.remote), (Some(expected.ip()), address(from)));
+            assert_eq!(server.origins.of(over), Some(expected));
+            let answer = reaction.answer.unwrap();
+            let received = Received::parse(answer.as_ref()).unwrap();
+            assert_eq!(received.mapped_address(), Some(address(from)));
+            assert_eq!(received.response_origin(), Some(expected));
+            assert_eq!(received.other_address(), Some(both), "whatever the change");
+            assert!(received.is_padded());
+        }
+    }
+}
+
+#[test]
+fn a_server_with_one_address_changes_the_port_alone() {
+    let mut server = Server { origins: origins(false), ..Server::generous() };
+    for change in [(true, false), (true, true)] {
+        let answer = server.handle(&discovery(change, None), V4).answer.unwrap();
+        let received = Received::parse(answer.as_ref()).unwrap();
+        assert_eq!(received.error_code(), Some(420));
+    }
+    let reaction = server.handle(&discovery((false, true), None), V4);
+    assert_eq!(server.origins.of(reaction.over.unwrap()), Some(address("203.0.113.10:3479")));
+    let answer = reaction.answer.unwrap();
+    assert_eq!(Received::parse(answer.as_ref()).unwrap().other_address(), None);
+}
+
+#[test]
+fn another_port_of_the_same_address_may_have_the_answer() {
+    let mut server = Server::generous();
+    for (port, goes) in [(40_001, true), (40_000, true), (1024, true), (1023, false), (53, false), (0, false)]
+    {
+        let reaction = server.handle(&discovery((false, false), Some(port)), V4);
+        let answer = reaction.answer.unwrap();
+        let received = Received::parse(answer.as_ref()).unwrap();
+        if goes {
+            let to = SocketAddr::new(address(V4).ip(), port);
+            assert_eq!((received.class(), reaction.over.unwrap().remote), (Class::Success, to));
+            assert_eq!(received.mapped_address(), Some(address(V4)));
+        } else {
+            assert_eq!((received.error_code(), reaction.over), (Some(400), None), "port {port}");
+        }
+    }
+    let both = request(&[(0x0027, &[0x9c, 0x41, 0, 0]), (0x0026, b"abcd")]);
+    assert_eq!(server.error(&both), Some(400), "RESPONSE-PORT and PADDING (RFC 5780, section 7.5)");
+    let mut poor = Server::new(Rate::new(2, 1));
+    let asked = discovery((true, true), None);
+    assert_eq!((0..10).filter(|_| poor.handle(&asked, V4).answer.is_some()).count(), 2);
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     let mut server = Server::generous();
@@ -186,6 +279,11 @@ fn no_datagram_makes_it_panic_or_amplify() {
         request(&[(0x7ffe, b""), (0x7ffd, b""), (0x7ffc, b"")]),
         request(&[(0x0006, b"name")]),
         request(&[(0x8022, b"some software")]),
+        discovery((true, true), None),
+        discovery((false, true), None),
+        discovery((false, false), Some(40_001)),
+        request(&[(0x0003, &[0, 0, 0, 6])]),
+        request(&[(0x0026, b"")]),
         bind_request(5),
         stun::binding_error(T, 401, &[], None).unwrap(),
     ];
@@ -209,7 +307,11 @@ fn no_datagram_makes_it_panic_or_amplify() {
                 }
             }
             let from = if rng.random() { V4 } else { V6 };
-            let Some(answer) = server.handle(&datagram, from).answer else { continue };
+            let reaction = server.handle(&datagram, from);
+            if let Some(over) = reaction.over {
+                assert_eq!(over.remote.ip(), address(from).ip(), "nobody else is answered");
+            }
+            let Some(answer) = reaction.answer else { continue };
             answers += 1;
             let received = Received::parse(answer.as_ref()).expect("answers are well-formed");
             if !received.has_integrity() {

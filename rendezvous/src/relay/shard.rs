@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::trace;
 
+use super::origin::Origins;
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
 use super::table::{Bound, Change, Flow, Table};
@@ -72,6 +73,7 @@ pub(crate) struct Shard {
     sockets: Vec<Socket>,
     table: Table,
     strangers: SourceBuckets,
+    origins: Origins,
     commands: UnboundedReceiver<Command>,
     links: Links,
     counters: Arc<Counters>,
@@ -167,10 +169,12 @@ fn answer_from(destination: Option<IpAddr>) -> Option<IpAddr> {
 }
 
 impl Shard {
-    /// Starts the thread. `sockets` have the same order on every shard.
+    /// Starts the thread. `sockets` have the same order on every shard; `pairs` are addresses that stand in for each other.
+    #[expect(clippy::too_many_arguments, reason = "one call, at the server's start")]
     pub(crate) fn spawn(
         number: usize,
         sockets: Vec<UdpSocket>,
+        pairs: Vec<[IpAddr; 2]>,
         table: Table,
         strangers: SourceBuckets,
         commands: UnboundedReceiver<Command>,
@@ -179,10 +183,12 @@ impl Shard {
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let guard = runtime.enter();
+        let bound = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
         let sockets = sockets.into_iter().map(Socket::new).collect::<io::Result<_>>()?;
         drop(guard);
         let buffers = vec![0; BUFFER * BATCH_SIZE];
-        let shard = Self { sockets, table, strangers, commands, links, counters, buffers };
+        let origins = Origins::new(bound, pairs);
+        let shard = Self { sockets, table, strangers, origins, commands, links, counters, buffers };
         let name = format!("relay-{number}");
         std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
     }
@@ -242,12 +248,12 @@ impl Shard {
             return;
         }
         let flow = Flow { remote: meta.addr, local: answer_from(meta.dst_ip), socket: index };
-        let Self { sockets, table, strangers, links, counters, buffers, .. } = self;
+        let Self { sockets, table, strangers, origins, links, counters, buffers, .. } = self;
         let buffer = &buffers[place * BUFFER..][..meta.len.min(BUFFER)];
         for run in runs(buffer, meta.stride) {
             match run {
                 Run::Stun(datagram) => {
-                    let reaction = handle_stun(table, strangers, datagram, flow, now);
+                    let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
                     if let Some(bound) = reaction.bound {
                         for shard in &links.shards {
                             let _ = shard.send(Command::Change(Change::Bound(bound)));
@@ -255,7 +261,8 @@ impl Shard {
                         let _ = links.reports.send(bound);
                     }
                     if let Some(answer) = reaction.answer {
-                        sockets[index].answer(answer.as_ref(), flow);
+                        let over = reaction.over.unwrap_or(flow);
+                        sockets[over.socket].answer(answer.as_ref(), over);
                         counters.answered.fetch_add(1, Ordering::Relaxed);
                     }
                 }

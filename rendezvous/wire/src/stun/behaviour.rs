@@ -166,8 +166,7 @@ mod tests {
             assert!(received.is_padded() && received.response_port().is_none());
         }
         let change = Change::default();
-        let request =
-            DiscoveryRequest { transaction: T, change, response_port: Some(40_123), padded: false };
+        let request = DiscoveryRequest { transaction: T, change, response_port: Some(40_123), padded: false };
         let bytes = request.encode().unwrap();
         let received = Received::parse(&bytes).unwrap();
         assert_eq!((received.response_port(), received.is_padded()), (Some(40_123), false));
