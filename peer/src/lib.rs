@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod doctor;
 mod driver;
 mod endpoint;
 mod explain;
