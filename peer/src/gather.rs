@@ -12,6 +12,11 @@ const MAX_HOST: usize = 16;
 const UNLIKELY_DEVICES: [&str; 10] =
     ["docker", "br-", "veth", "virbr", "lxc", "cni", "wg", "tun", "tailscale", "zt"];
 
+/// Whether a device is a container bridge's or a VPN's.
+pub(crate) fn is_unlikely(device: &str) -> bool {
+    UNLIKELY_DEVICES.iter().any(|prefix| device.starts_with(prefix))
+}
+
 /// The machine's interface addresses as host candidates for sockets bound to the given addresses, likeliest first.
 pub(crate) fn host_candidates(sockets: &[SocketAddr]) -> Vec<Candidate> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
@@ -25,7 +30,7 @@ pub(crate) fn host_candidates(sockets: &[SocketAddr]) -> Vec<Candidate> {
 fn candidates(addresses: impl Iterator<Item = (String, IpAddr)>, sockets: &[SocketAddr]) -> Vec<Candidate> {
     let mut offered: Vec<(bool, bool, SocketAddr)> = Vec::new();
     for (name, ip) in addresses {
-        let unlikely = UNLIKELY_DEVICES.iter().any(|prefix| name.starts_with(prefix));
+        let unlikely = is_unlikely(&name);
         for socket in sockets {
             let bound_here = socket.ip().is_unspecified() || socket.ip() == ip;
             let address = SocketAddr::new(ip, socket.port());

@@ -24,7 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
-mod doctor;
+
 mod driver;
 mod endpoint;
 mod explain;
@@ -34,6 +34,7 @@ mod session;
 mod signalling;
 mod socket;
 
+pub mod doctor;
 pub mod identity;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};

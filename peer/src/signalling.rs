@@ -16,7 +16,7 @@ use crate::driver::Event;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Head start of one address over the next (RFC 8305, section 5: Connection Attempt Delay).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// First and longest pause before the next try; each is drawn from half to one and a half times its value, so that peers of a restarted
 /// server do not come back all at once.
@@ -283,7 +283,7 @@ fn up(server: usize, address: SocketAddr, registered: Registered) -> Event {
 }
 
 /// Alternates the families, the first one's first (RFC 8305, section 4).
-fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+pub(crate) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
     let same = addresses.iter().filter(|address| address.is_ipv4() == first.is_ipv4());
     let mut other = addresses.iter().filter(|address| address.is_ipv4() != first.is_ipv4());

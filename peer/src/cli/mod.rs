@@ -1,6 +1,7 @@
 //! Arguments, and what every command shares.
 
 mod connect;
+mod doctor;
 mod explain;
 mod listen;
 mod pipe;
@@ -38,6 +39,8 @@ Examples:
       Take it.
   peer explain --server rv://ID@vps.example PEER
       Say why the path to that peer is direct or relayed.
+  peer doctor --server rv://ID@vps.example
+      Say what this network's NATs do, and whom one reaches directly from here.
   peer listen --server rv://ID@vps.example --allow PEER -- sh -c 'journalctl -n 100'
       Run a command for every session of that one peer.
 
@@ -73,6 +76,9 @@ enum Command {
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
+    /// Find out what this network does to peers, and with whom direct sessions are possible.
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArguments),
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +191,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
+        Command::Doctor(command) => (command.json, doctor::run(command).await),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

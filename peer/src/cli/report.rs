@@ -121,6 +121,10 @@ impl Report {
         self.emit("explained", fields, &explanation.to_string());
     }
 
+    pub(super) fn stage(&self, stage: peer::doctor::Stage) {
+        self.emit("stage", json!({ "stage": stage.name() }), &stage.to_string());
+    }
+
     pub(super) fn session_failed(&self, peer: PeerId, error: &anyhow::Error) {
         let fields = json!({ "peer": peer.to_string(), "message": format!("{error:#}") });
         self.emit("session_failed", fields, &format!("the session with {peer} ended: {error:#}"));

@@ -1,23 +1,5 @@
-use super::super::model::{Core, Depends, Nat, Ports, World, server};
+use super::super::model::{Depends, Nat, Ports, World, server};
 use super::*;
-
-impl Core for LifetimeSearch {
-    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
-        self.poll_transmit(now)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.poll_timeout()
-    }
-
-    fn handle(&mut self, socket: Socket, source: SocketAddr, message: &Received<'_>, now: Instant) {
-        self.handle(socket, source, message, now);
-    }
-
-    fn is_done(&self) -> bool {
-        self.is_done()
-    }
-}
 
 fn seconds(silences: &[u64]) -> Vec<Duration> {
     silences.iter().map(|silence| Duration::from_secs(*silence)).collect()

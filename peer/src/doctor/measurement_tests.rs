@@ -1,24 +1,6 @@
 use super::super::finding::{Allocation, Mapping};
-use super::super::model::{Core, Depends, LOCAL, Nat, Ports, World, own_ports, server};
+use super::super::model::{Depends, LOCAL, Nat, Ports, World, own_ports, server};
 use super::*;
-
-impl Core for Measurement {
-    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
-        self.poll_transmit(now)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.poll_timeout()
-    }
-
-    fn handle(&mut self, socket: Socket, source: SocketAddr, message: &Received<'_>, now: Instant) {
-        self.handle(socket, source, message, now);
-    }
-
-    fn is_done(&self) -> bool {
-        self.is_done()
-    }
-}
 
 const SILENCES: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(7)];
 

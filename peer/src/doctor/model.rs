@@ -9,18 +9,11 @@ use rand::{Rng as _, SeedableRng as _};
 use rendezvous_wire::stun::behaviour::DiscoveryResponse;
 use rendezvous_wire::stun::{self, Received};
 
-use super::exchange::{Socket, Transmit};
+use super::drive::Core;
+use super::exchange::Transmit;
 
 /// Each way.
 const DELAY: Duration = Duration::from_millis(20);
-
-/// What the tests drive: anything with the five verbs.
-pub(super) trait Core {
-    fn poll_transmit(&mut self, now: Instant) -> Option<Transmit>;
-    fn poll_timeout(&self) -> Option<Instant>;
-    fn handle(&mut self, socket: Socket, source: SocketAddr, message: &Received<'_>, now: Instant);
-    fn is_done(&self) -> bool;
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depends {
