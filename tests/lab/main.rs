@@ -7,6 +7,7 @@
 
 mod commands;
 mod dialling;
+mod doctor;
 mod garbage;
 mod matrix;
 mod poisoned;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(poisoned::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
+    trials.extend(doctor::trials());
     trials.extend(transfer::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

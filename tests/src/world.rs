@@ -1,5 +1,6 @@
 //! A lab with a rendezvous server in it.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,10 +33,23 @@ impl World {
     ///
     /// When the lab or the server cannot be started.
     pub fn new(seed: u64) -> anyhow::Result<Self> {
+        Self::start(seed, true)
+    }
+
+    /// The same with a server that knows of one of its host's addresses only.
+    ///
+    /// # Errors
+    ///
+    /// When the lab or the server cannot be started.
+    pub fn with_one_address(seed: u64) -> anyhow::Result<Self> {
+        Self::start(seed, false)
+    }
+
+    fn start(seed: u64, two_addresses: bool) -> anyhow::Result<Self> {
         let directory = TempDir::new()?;
         let mut lab = Lab::new(seed)?;
         let server_host = lab.add_server("rendezvous")?;
-        let (server, address) = start_server(&server_host, &directory.path().join("server"))?;
+        let (server, address) = start_server(&server_host, &directory.path().join("server"), two_addresses)?;
         Ok(Self { lab, server_host, server, address, directory })
     }
 
@@ -47,7 +61,7 @@ impl World {
     pub fn restart_server(&mut self) -> anyhow::Result<()> {
         self.server.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.server.wait(crate::process::PATIENCE)?;
-        let (server, address) = start_server(&self.server_host, &self.directory.path().join("server"))?;
+        let (server, address) = start_server(&self.server_host, &self.directory.path().join("server"), true)?;
         anyhow::ensure!(address == self.address, "another address after the restart: {address}");
         self.server = server;
         Ok(())
@@ -99,16 +113,27 @@ impl World {
     }
 }
 
-/// Starts `rendezvous serve` and waits until it says its address.
+/// Starts `rendezvous serve` and waits until it says its address. With both addresses of its host it can have behaviour discovery
+/// answered from either.
 ///
 /// # Errors
 ///
 /// When it does not get ready.
-pub fn start_server(host: &Host, state: &std::path::Path) -> anyhow::Result<(Program, String)> {
+pub fn start_server(
+    host: &Host,
+    state: &std::path::Path,
+    two_addresses: bool,
+) -> anyhow::Result<(Program, String)> {
     let state = state.to_str().context("a temporary path in UTF-8")?;
     let ip = host.ipv4().to_string();
-    let mut server =
-        Program::start(host, "rendezvous", &["serve", "--json", "--state-dir", state, "--host", &ip], false)?;
+    let second = [host.second_ipv4().map(IpAddr::from), host.second_ipv6().map(IpAddr::from)];
+    let second: Vec<String> = second.into_iter().flatten().map(|ip| ip.to_string()).collect();
+    let second = second.join(",");
+    let mut arguments = vec!["serve", "--json", "--state-dir", state, "--host", &ip];
+    if two_addresses {
+        arguments.extend(["--alternate-ip", &second]);
+    }
+    let mut server = Program::start(host, "rendezvous", &arguments, false)?;
     let address = server.named("ready")?["address"].as_str().context("an address")?.to_owned();
     Ok((server, address))
 }
