@@ -116,7 +116,7 @@ fn reporter(socket: &tokio::net::UdpSocket) -> std::io::Result<IpAddr> {
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
 
     // An extended error and the address that goes with it take 48 bytes.
-    let mut space = Vec::with_capacity(128);
+    let mut space = vec![0; 128];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut [], Some(&mut space), flags)?;
     let offender = message.cmsgs()?.find_map(|control| match control {
