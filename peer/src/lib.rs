@@ -29,6 +29,7 @@ mod driver;
 mod endpoint;
 mod explain;
 mod gather;
+mod keep_alive;
 mod reflection;
 mod session;
 mod signalling;

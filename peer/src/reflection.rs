@@ -12,11 +12,8 @@ use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::RegistrationId;
 use rendezvous_wire::stun::{self, BindRequest, Class, Key, Received, StunError, TransactionId};
 
+use crate::keep_alive::SAFE;
 use crate::socket::SocketIndex;
-
-/// Between two requests to the same destination while all is well: RFC 8445, section 11, has 15 s as the least
-/// keep-alive, and 30 s is the shortest binding lifetime seen in common home routers.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// First retransmission timeout. RFC 8489 6.2.1 suggests 500 ms for a path of unknown RTT; there are at most a handful of these
 /// requests in 15 s and the relay waits for one, so we ask again sooner.
@@ -61,6 +58,11 @@ pub(crate) struct Reflection {
     observed: SocketAddr,
     /// The relay has answered that it does not know the registration.
     disowned: bool,
+    /// Longest pause between two requests to the same destination while all is well.
+    keep_alive: Duration,
+    /// The binding of the signalling connection, when that is renewed here.
+    signalling: Option<(SocketIndex, SocketAddr)>,
+    renewed: Instant,
 }
 
 impl Reflection {
@@ -92,7 +94,26 @@ impl Reflection {
             local_port,
             observed,
             disowned: false,
+            keep_alive: SAFE,
+            signalling: None,
+            renewed: now,
         })
+    }
+
+    /// Takes another pause between keep-alives. Under the safe one, which the signalling connection has as well, its binding toward
+    /// `signalling` is renewed from here.
+    pub(crate) fn set_keep_alive(&mut self, interval: Duration, signalling: SocketAddr, now: Instant) {
+        self.keep_alive = interval;
+        self.signalling =
+            self.probes.first().filter(|_| interval < SAFE).map(|probe| (probe.socket, signalling));
+        for probe in &mut self.probes {
+            probe.next = probe.next.min(now + interval);
+        }
+    }
+
+    /// Where the relay saw us last.
+    pub(crate) fn bound_at(&self) -> Option<SocketAddr> {
+        self.probes.iter().find(|probe| probe.bind)?.mapped
     }
 
     /// Whether the relay knows the registration no longer: the server has been started anew, or the lease has lapsed. The answer cannot be
@@ -103,12 +124,15 @@ impl Reflection {
 
     /// When [`poll_transmit`](Self::poll_transmit) has something to send next.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.probes.iter().map(|probe| probe.next).min()
+        let signalling = self.signalling.map(|_| self.renewed + self.keep_alive);
+        self.probes.iter().map(|probe| probe.next).chain(signalling).min()
     }
 
     /// The next datagram that is due.
     pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
-        let probe = self.probes.iter_mut().find(|probe| probe.next <= now)?;
+        let Some(probe) = self.probes.iter_mut().find(|probe| probe.next <= now) else {
+            return self.renew_signalling(now);
+        };
         if probe.outstanding.len() as u32 >= MAX_REQUESTS {
             probe.outstanding.clear();
             probe.unanswered_rounds += 1;
@@ -128,6 +152,14 @@ impl Reflection {
         probe.next = now + doubled.min(Duration::from_secs(4));
         let (socket, destination) = (probe.socket, probe.destination);
         Some(ProbeTransmit { socket, destination, datagram: datagram.ok()? })
+    }
+
+    /// QUIC ignores what is no QUIC packet (RFC 9000, section 17.2), and a NAT does not look.
+    fn renew_signalling(&mut self, now: Instant) -> Option<ProbeTransmit> {
+        let (socket, destination) = self.signalling.filter(|_| self.renewed + self.keep_alive <= now)?;
+        self.renewed = now;
+        let datagram = stun::binding_indication(TransactionId(self.random.random())).ok()?;
+        Some(ProbeTransmit { socket, destination, datagram })
     }
 
     /// Takes a STUN message. True when it answered one of ours.
@@ -157,7 +189,7 @@ impl Reflection {
         probe.mapped = Some(mapped);
         probe.unanswered_rounds = 0;
         probe.outstanding.clear();
-        probe.next = now + KEEP_ALIVE.mul_f64(self.random.random_range(0.9..1.0));
+        probe.next = now + self.keep_alive.mul_f64(self.random.random_range(0.9..1.0));
         true
     }
 
@@ -284,6 +316,43 @@ mod tests {
         }
         answer(&mut reflection, [9, 9], now);
         assert!(reflection.poll_timeout().unwrap() - now > Duration::from_secs(13));
+    }
+
+    #[test]
+    fn a_short_keep_alive_renews_the_signalling_binding_too() {
+        let start = Instant::now();
+        let signalling = address("198.51.100.1:443");
+        for (interval, renews) in [(4, true), (60, false)] {
+            let interval = Duration::from_secs(interval);
+            let mut reflection = reflection(start);
+            answer(&mut reflection, [1000, 1000], start);
+            reflection.set_keep_alive(interval, signalling, start);
+            let mut now = start;
+            let mut last = BTreeMap::from([3478, 3479, 443].map(|port| (port, start)));
+            while now < start + Duration::from_secs(600) {
+                now = reflection.poll_timeout().unwrap();
+                while let Some(transmit) = reflection.poll_transmit(now) {
+                    let message = Received::parse(&transmit.datagram).unwrap();
+                    let before = last.insert(transmit.destination.port(), now).unwrap();
+                    // The first comes as the pause before was still another.
+                    assert!(now - before <= interval.max(SAFE), "{transmit:?} after {:?}", now - before);
+                    if transmit.destination == signalling {
+                        assert_eq!(message.class(), Class::Indication);
+                        continue;
+                    }
+                    let key = Key::new(KEY).unwrap();
+                    let key = message.username().is_some().then_some(&key);
+                    let response =
+                        stun::binding_success(message.transaction(), address("203.0.113.5:1000"), key)
+                            .unwrap();
+                    let response = Received::parse(&response).unwrap();
+                    assert!(reflection.handle_response(transmit.destination, &response, now));
+                    // Answered at once, it is silent for the whole interval, or a little less.
+                    assert!(reflection.poll_timeout().unwrap() - now <= interval);
+                }
+            }
+            assert_eq!(last[&443] > start, renews);
+        }
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub struct Limits {
     pub binding: Rate,
     /// Bytes of notices waiting for a peer that does not read; one more and its connection is closed.
     pub queued_bytes: usize,
-    /// How long a binding lives without a bind request. Peers renew it more often than NAT bindings lapse (30 s
-    /// seen in the field, RFC 4787 asks for 2 minutes), so two renewals may be lost.
+    /// How long a binding lives without a bind request: as long as a permission of TURN (RFC 8656, section 9). Peers renew
+    /// it at least three times within, so two renewals may be lost.
     pub lease: Duration,
 }
 
@@ -60,7 +60,7 @@ impl Default for Limits {
             reflecting: Rate::new(256, 64),
             binding: Rate::new(64, 16),
             queued_bytes: 64 * 1024,
-            lease: Duration::from_secs(60),
+            lease: Duration::from_secs(300),
         }
     }
 }

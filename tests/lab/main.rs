@@ -9,6 +9,7 @@ mod commands;
 mod dialling;
 mod doctor;
 mod garbage;
+mod keep_alive;
 mod matrix;
 mod poisoned;
 mod transfer;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
     trials.extend(doctor::trials());
+    trials.extend(keep_alive::trials());
     trials.extend(transfer::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -1,6 +1,6 @@
 //! How long a NAT keeps a binding that is not used (RFC 5780, section 4.6). Pure.
 //!
-//! A binding is made, left alone for a while, and then the server is asked by another socket to answer to it (RESPONSE-PORT): the
+//! A binding is made, used a second time, left alone for a while, and then the server is asked by another socket to answer to it (RESPONSE-PORT): the
 //! answer arrives or it does not. Every length of silence has a socket of its own, so that all run at once and no probe
 //! renews what another one waits for.
 
@@ -11,8 +11,11 @@ use rendezvous_wire::stun::Received;
 
 use super::exchange::{Ask, ExchangeId, Exchanges, Outcome, Persistence, Socket, Transmit};
 
-/// What is known of a binding lifetime. A binding that was used both ways for longer may live longer than this says, never shorter:
-/// routers keep flows that have proven to be conversations (120 s instead of 30 s in Linux).
+/// After this long a binding is used again before it is left alone, as one that is kept alive is. Linux keeps flows that were answered for
+/// more than two seconds four times as long as others (`nf_conntrack_udp_timeout_stream`, 120 s instead of 30 s).
+const SEASONING: Duration = Duration::from_millis(2_500);
+
+/// What is known of the lifetime of a binding that has been used both ways for some seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BindingLifetime {
     /// It was still there after this long.
@@ -25,6 +28,10 @@ pub struct BindingLifetime {
 enum State {
     /// The binding is being made.
     Opening(ExchangeId),
+    /// It is used a second time then.
+    Seasoning(Instant),
+    /// It is being used a second time.
+    Reopening(ExchangeId),
     /// Nothing may be sent until then.
     Quiet {
         mapped: SocketAddr,
@@ -97,7 +104,7 @@ impl LifetimeSearch {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let quiet = self.trials.iter().filter_map(|trial| match trial.state {
-            State::Quiet { until, .. } => Some(until),
+            State::Quiet { until, .. } | State::Seasoning(until) => Some(until),
             _ => None,
         });
         quiet.chain(self.exchanges.poll_timeout()).min()
@@ -143,6 +150,15 @@ impl LifetimeSearch {
     fn next_state(&mut self, trial: Trial, now: Instant) -> State {
         match trial.state {
             State::Opening(opening) => match self.exchanges.outcome(opening) {
+                Some(Outcome::Answered(answer)) => State::Seasoning(answer.at + SEASONING),
+                Some(_) => State::Unknown,
+                None => trial.state,
+            },
+            State::Seasoning(until) if until <= now => {
+                let again = Ask::plain(trial.socket, self.server);
+                State::Reopening(self.exchanges.start(again, Persistence::FIRST, now))
+            }
+            State::Reopening(reopening) => match self.exchanges.outcome(reopening) {
                 Some(Outcome::Answered(answer)) => {
                     State::Quiet { mapped: answer.mapped, until: answer.at + trial.silence }
                 }

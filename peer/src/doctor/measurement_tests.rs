@@ -2,7 +2,7 @@ use super::super::finding::{Allocation, Mapping};
 use super::super::model::{Depends, LOCAL, Nat, Ports, World, own_ports, server};
 use super::*;
 
-const SILENCES: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(7)];
+const SILENCES: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(6)];
 
 fn measure(world: &mut World) -> (FamilyFinding, Duration) {
     let plan = Plan {

@@ -49,10 +49,10 @@ use drive::drive;
 use measurement::{Measurement, Plan};
 
 /// How long bindings are left alone unless the whole lifetime is asked for: nearly all that a person will wait. A lifetime of 10 s exists.
-const QUICK: [u64; 2] = [4, 7];
+const QUICK: [u64; 2] = [3, 6];
 
 /// The same for the whole lifetime, in seconds. RFC 4787 asks for 120 at least and advises 300 (REQ-5).
-const WHOLE: [u64; 17] = [4, 7, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 300];
+const WHOLE: [u64; 17] = [3, 6, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 300];
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Doctor {
             signalling.as_ref().map_or(DEFAULT_REFLECTION_PORTS, |done| done.registered.reflection_ports);
 
         let longest = self.silences.last().copied().unwrap_or_default();
-        progress(Stage::Measuring(longest + Duration::from_secs(3)));
+        progress(Stage::Measuring(longest + Duration::from_secs(4)));
         let of = |ipv4: bool| addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
         let first_hops = async {
             match of(true) {

@@ -29,8 +29,10 @@ use rendezvous_wire::stun::{Class, Received, split_username};
 use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::doctor::BindingLifetime;
 use crate::endpoint::ConnectError;
 use crate::explain::Explanation;
+use crate::keep_alive::Measurement;
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
@@ -82,6 +84,8 @@ pub(crate) enum Event {
     Accepted { key: Key, result: Result<Connection, ConnectionError> },
     /// The other side has confirmed the handshake: data may overtake it no longer.
     Confirmed { key: Key },
+    /// What is known of how long bindings live has grown.
+    LifetimeLearnt { server: usize, measurement: Measurement, lifetime: BindingLifetime },
     /// Say why a remote's path is what it is.
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
     /// Close everything.
@@ -220,6 +224,9 @@ impl Driver {
             Event::Dialled { key, dial, result } => self.dialled(key, dial, result, now),
             Event::Accepted { key, result } => self.accepted(key, result, now),
             Event::Confirmed { key } => self.confirmed(key, now),
+            Event::LifetimeLearnt { server, measurement, lifetime } => {
+                self.lifetime_learnt(server, measurement, lifetime, now);
+            }
             Event::Explain { key, reply } => {
                 let local = self.mapping();
                 let explanation = self.remotes.get(&key).and_then(|state| state.explain(local));

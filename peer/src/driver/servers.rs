@@ -2,22 +2,26 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use rendezvous_wire::RendezvousAddress;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
 use rendezvous_wire::message::{IntroductionId, Register, Registered, RegistrationId, Request};
 use rendezvous_wire::stun::Received;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
+use crate::doctor::BindingLifetime;
+use crate::doctor::drive::{drive, open};
+use crate::doctor::lifetime::LifetimeSearch;
 use crate::gather::host_candidates;
+use crate::keep_alive::{KeepAlive, Measurement, SILENCES};
 use crate::reflection::Reflection;
 use crate::session::Path;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route, SocketIndex};
 
-use super::{Driver, Online};
+use super::{Driver, Event, Online};
 
 /// Requests that may wait for a signalling connection.
 const REQUEST_QUEUE: usize = 256;
@@ -31,6 +35,8 @@ pub(super) struct Server {
     /// Reflection clients: the present registration's last, before it those of earlier ones whose introductions still live, since
     /// their relay bindings must not lapse.
     reflections: Vec<(RegistrationId, Reflection)>,
+    /// How often its bindings are renewed.
+    keep_alive: KeepAlive,
     /// What was uploaded last.
     uploaded: Option<Register>,
 }
@@ -53,6 +59,10 @@ pub(super) struct Up {
     pub(super) relay: SocketAddr,
     /// The socket that is bound there.
     pub(super) socket: SocketIndex,
+    /// Where the signalling connection goes.
+    signalling: SocketAddr,
+    /// How long the relay remembers us.
+    lease: Duration,
 }
 
 impl Server {
@@ -68,7 +78,19 @@ impl Server {
     }
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout()).min()
+        let reflections = self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout());
+        let measurement = self.up().and_then(|_| self.keep_alive.poll_timeout());
+        reflections.chain(measurement).min()
+    }
+
+    /// Has all reflection clients renew as often as is right now.
+    fn apply_keep_alive(&mut self, now: Instant) {
+        let Some(up) = self.up() else { return };
+        let interval = self.keep_alive.interval(up.lease);
+        tracing::debug!(?interval, "keep-alive");
+        for (_, reflection) in &mut self.reflections {
+            reflection.set_keep_alive(interval, up.signalling, now);
+        }
     }
 
     fn current(&self) -> Option<&Reflection> {
@@ -96,6 +118,7 @@ impl Driver {
             void,
             state: State::Connecting,
             reflections: Vec::new(),
+            keep_alive: KeepAlive::new(),
             uploaded: None,
         });
     }
@@ -179,7 +202,9 @@ impl Driver {
         let Some(server) = self.servers.get_mut(index) else { return };
         server.reflections.retain(|(id, _)| in_use.contains(id));
         server.reflections.push((id, reflection));
-        server.state = State::Up(Up { registration: id, relay, socket });
+        let lease = Duration::from_secs(registered.lease.into());
+        server.state = State::Up(Up { registration: id, relay, socket, signalling: address, lease });
+        server.apply_keep_alive(now);
         self.socket.update(|table| {
             table.relays.insert(relay);
         });
@@ -202,7 +227,12 @@ impl Driver {
 
     /// Sends what reflection has due.
     pub(super) fn pump_servers(&mut self, now: Instant) {
-        for server in &mut self.servers {
+        for (index, server) in self.servers.iter_mut().enumerate() {
+            if let Some(up) = server.up()
+                && let Some(measurement) = server.keep_alive.poll_measurement(now)
+            {
+                tokio::spawn(measure_lifetime(index, up.relay, measurement, self.events_tx.clone()));
+            }
             for (_, reflection) in &mut server.reflections {
                 while let Some(transmit) = reflection.poll_transmit(now) {
                     self.socket.send_stun(transmit.socket, transmit.destination, &transmit.datagram);
@@ -218,6 +248,11 @@ impl Driver {
             return false;
         }
         for server in &mut self.servers {
+            if let Some(mapped) = server.current().and_then(Reflection::bound_at)
+                && server.keep_alive.seen(mapped, now)
+            {
+                server.apply_keep_alive(now);
+            }
             if server.current().is_some_and(Reflection::is_disowned) {
                 tracing::debug!("the server does not know the registration any more");
                 server.state = State::Connecting;
@@ -236,6 +271,20 @@ impl Driver {
             self.online.send_replace(Online { ready, failed: None });
         }
         true
+    }
+
+    /// A measurement of how long bindings live has learnt something.
+    pub(super) fn lifetime_learnt(
+        &mut self,
+        server: usize,
+        measurement: Measurement,
+        lifetime: BindingLifetime,
+        now: Instant,
+    ) {
+        let Some(server) = self.servers.get_mut(server) else { return };
+        if server.keep_alive.learnt(measurement, lifetime) {
+            server.apply_keep_alive(now);
+        }
     }
 
     /// Asks a server for something, if it is there to be asked.
@@ -258,5 +307,43 @@ impl Driver {
     /// How a relayed path through this server is shown.
     pub(super) fn relayed(relay: SocketAddr) -> Path {
         Path::Relayed { relay }
+    }
+}
+
+/// Finds out how long bindings live, with sockets of its own, and tells the driver whatever it learns.
+async fn measure_lifetime(
+    server: usize,
+    relay: SocketAddr,
+    measurement: Measurement,
+    events: mpsc::Sender<Event>,
+) {
+    let sockets = match open(relay.is_ipv4(), 1 + SILENCES.len()).await {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            tracing::debug!(%error, "no sockets to measure binding lifetimes with");
+            return;
+        }
+    };
+    let mut search = LifetimeSearch::new(relay, 0, &SILENCES, rand::random(), Instant::now());
+    let (found, mut news) = watch::channel(BindingLifetime::default());
+    let tell = async {
+        while news.changed().await.is_ok() {
+            let lifetime = *news.borrow_and_update();
+            if events.send(Event::LifetimeLearnt { server, measurement, lifetime }).await.is_err() {
+                return;
+            }
+        }
+    };
+    let measure = async {
+        drive(&mut search, sockets, |search| {
+            found.send_if_modified(|known| std::mem::replace(known, search.result()) != *known);
+        })
+        .await;
+        drop(found);
+    };
+    // The driver may be gone before the measurement is over.
+    tokio::select! {
+        ((), ()) = async { tokio::join!(tell, measure) } => {}
+        () = events.closed() => {}
     }
 }

@@ -289,6 +289,11 @@ pub fn binding_request(transaction: TransactionId) -> Result<Vec<u8>, StunError>
     finish(request(transaction), None)
 }
 
+/// A Binding indication, which nobody answers: it keeps a NAT's binding open (RFC 8445, section 11).
+pub fn binding_indication(transaction: TransactionId) -> Result<Vec<u8>, StunError> {
+    finish(builder(transaction, MessageClass::Indication), None)
+}
+
 /// A success response that tells the sender its address; authenticated when its request was.
 pub fn binding_success(
     transaction: TransactionId,
