@@ -1,12 +1,13 @@
 //! Why a session is direct, or why it is not: what was tried, and in words what follows from it. Pure.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use peer_agent::{PairReport, PairState, Rung, RungReport};
 use rendezvous_wire::candidate::Mapping;
 
 /// Everything that is known about the paths of a session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Explanation {
     /// How this side's NAT maps, as measured at the rendezvous server.
@@ -21,6 +22,11 @@ pub struct Explanation {
     pub rung: Option<Rung>,
     /// Whether a whole round of checks has ended with nothing proven since a direct path was last in use.
     pub exhausted: bool,
+    /// Whether this side has addresses of IPv4, and of IPv6, to offer.
+    pub offered: [bool; 2],
+    /// A router on this side's way to the relay that is a carrier's (RFC 6598), where one was heard of. Asked for only where the NAT on
+    /// this side is in the way.
+    pub carrier: Option<IpAddr>,
 }
 
 /// What an [`Explanation`] comes down to.
@@ -65,6 +71,32 @@ impl Explanation {
             _ => Verdict::NoAnswer,
         }
     }
+
+    /// Whether the NAT on this side is in the way.
+    pub(crate) fn blames_local(&self) -> bool {
+        matches!(self.verdict(), Verdict::BothPortDependent | Verdict::LocalPortDependent)
+    }
+
+    /// What either user could change, each line enough by itself; empty where nothing need be.
+    pub fn advice(&self) -> Vec<String> {
+        let Some(advice) = self.verdict().advice() else { return Vec::new() };
+        let mut lines = vec![advice.to_owned()];
+        if self.blames_local() {
+            lines.push(match self.carrier {
+                Some(carrier) => format!(
+                    "here: an IPv4 address of your own from the carrier, whose NAT is on the way ({carrier}); another router at home may \
+                     not help"
+                ),
+                None => "here: endpoint-independent mapping at the router (\"full cone\" or \"open NAT\" in some menus), or a UDP port \
+                         forwarded to this machine"
+                    .to_owned(),
+            });
+        }
+        if matches!(self.verdict(), Verdict::BothPortDependent | Verdict::RemotePortDependent) {
+            lines.push("there: endpoint-independent mapping or an address of its own; `peer doctor` on that side tells what its network needs".to_owned());
+        }
+        lines
+    }
 }
 
 impl Verdict {
@@ -86,18 +118,9 @@ impl Verdict {
     pub const fn advice(self) -> Option<&'static str> {
         match self {
             Self::Direct | Self::Trying => None,
-            Self::BothPortDependent => Some(
-                "IPv6 on both sides, or a router with endpoint-independent mapping (\"open\" or \"full cone\" in some menus) \
-                 on both",
-            ),
-            Self::LocalPortDependent => Some(
-                "IPv6 on both sides; or here a router with endpoint-independent mapping, or there one that does not filter \
-                 by port",
-            ),
-            Self::RemotePortDependent => Some(
-                "IPv6 on both sides; or there a router with endpoint-independent mapping, or here one that does not filter \
-                 by port",
-            ),
+            Self::BothPortDependent | Self::LocalPortDependent | Self::RemotePortDependent => {
+                Some("IPv6 on both sides")
+            }
             Self::OneWay | Self::NoAnswer => Some(
                 "a firewall on the way, perhaps on one of the two machines, that lets UDP out and its answers in",
             ),
@@ -112,7 +135,7 @@ impl fmt::Display for Verdict {
             Self::Direct => "the session runs on a direct path",
             Self::Trying => "relayed so far; direct paths are still being tried",
             Self::BothPortDependent => {
-                "relayed: both networks take a new port for every destination, so that neither knows where to send"
+                "relayed: both networks take a new port for every destination, and nobody can foretell which"
             }
             Self::LocalPortDependent => {
                 "relayed: this network takes a new port for every destination, and the other lets in only ports that it has \
@@ -128,6 +151,15 @@ impl fmt::Display for Verdict {
                 "relayed: nothing that was sent to the other side's addresses was answered, though neither NAT is in the way"
             }
         })
+    }
+}
+
+fn families(offered: [bool; 2]) -> &'static str {
+    match offered {
+        [true, true] => "IPv4 and IPv6",
+        [true, false] => "IPv4 only",
+        [false, true] => "IPv6 only",
+        [false, false] => "no address at all",
     }
 }
 
@@ -152,8 +184,11 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
         writeln!(f, "{verdict}")?;
-        if let Some(advice) = verdict.advice() {
+        for advice in self.advice() {
             writeln!(f, "  what would help: {advice}")?;
+        }
+        if verdict == Verdict::NothingToTry {
+            writeln!(f, "  this side offers: {}", families(self.offered))?;
         }
         writeln!(f, "  this side:  {}", self.local)?;
         writeln!(f, "  other side: {}", self.remote)?;
@@ -210,10 +245,43 @@ mod tests {
             (Eim, Eim, vec![pair(false, 3)], true, Verdict::OneWay),
             (Eim, Unknown, vec![pair(false, 0)], true, Verdict::NoAnswer),
         ] {
-            let explanation = Explanation { local, remote, pairs, rungs: Vec::new(), rung: None, exhausted };
+            let explanation = Explanation { local, remote, pairs, exhausted, ..Explanation::default() };
             assert_eq!(explanation.verdict(), expected, "{explanation}");
+            let nothing_to_do = matches!(expected, Verdict::Direct | Verdict::Trying);
+            assert_eq!(explanation.advice().is_empty(), nothing_to_do, "{explanation}");
+            let sides = ["help: here:", "help: there:"].map(|side| explanation.to_string().contains(side));
+            let blamed = match expected {
+                Verdict::BothPortDependent => [true, true],
+                Verdict::LocalPortDependent => [true, false],
+                Verdict::RemotePortDependent => [false, true],
+                _ => [false, false],
+            };
+            assert_eq!(sides, blamed, "{explanation}");
             let relayed = expected.to_string().starts_with("relayed");
             assert_eq!(relayed, expected != Verdict::Direct);
         }
+    }
+
+    #[test]
+    fn a_carrier_is_named_where_its_nat_is_in_the_way() {
+        let pairs = vec![pair(false, 0)];
+        let carrier = Some("100.64.0.1".parse().unwrap());
+        let mut explanation = Explanation {
+            local: APDM,
+            remote: APDM,
+            pairs,
+            exhausted: true,
+            carrier,
+            ..Explanation::default()
+        };
+        assert!(explanation.to_string().contains("100.64.0.1"));
+        explanation.local = Eim;
+        assert!(!explanation.to_string().contains("100.64.0.1"), "{explanation}");
+    }
+
+    #[test]
+    fn families_that_do_not_meet_are_named() {
+        let explanation = Explanation { offered: [false, true], exhausted: true, ..Explanation::default() };
+        assert!(explanation.to_string().contains("this side offers: IPv6 only"), "{explanation}");
     }
 }

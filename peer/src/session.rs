@@ -13,6 +13,7 @@ use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::CandidateKind;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::doctor;
 use crate::driver::{Event, Key};
 use crate::explain::Explanation;
 
@@ -211,7 +212,11 @@ impl Session {
         let (reply, explanation) = oneshot::channel();
         let (driver, key) = &self.0.driver;
         driver.send(Event::Explain { key: *key, reply }).await.ok()?;
-        explanation.await.ok()?
+        let mut explanation = explanation.await.ok()??;
+        if let (Some(Path::Relayed { relay }), true) = (self.path(), explanation.blames_local()) {
+            explanation.carrier = doctor::carrier(relay).await;
+        }
+        Some(explanation)
     }
 
     /// Waits until it is direct, or until everything has been tried once in vain (some 6 s after the introduction). True: direct.

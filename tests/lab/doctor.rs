@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use end_to_end::process::{PATIENCE, Program};
 use end_to_end::world::{SITE_DELAY, World};
 use libtest_mimic::Trial;
-use netsim::{Filtering, Host, InputPolicy, Mapping, Router, RouterKind, SiteConfig};
+use netsim::{Filtering, Host, InputPolicy, Mapping, PortAllocation, Router, RouterKind, SiteConfig};
 use serde_json::Value;
 
 use crate::trial;
@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         .collect();
     trials.push(trial("doctor::says_what_is_left_where_udp_is_blocked", blocked));
     trials.push(trial("doctor::tells_as_much_as_a_server_with_one_address_can", one_address));
+    trials.push(trial("doctor::hears_a_router_that_hairpins", hairpinning));
     trials.push(trial("doctor::measures_ipv6", ipv6));
     trials.push(trial("doctor::measures_the_whole_binding_lifetime", lifetime));
     trials
@@ -49,6 +50,11 @@ fn mapping(routers: &[Router]) -> &'static str {
     }
 }
 
+/// The router that has every destination see another port.
+fn hard(routers: &[Router]) -> Option<&Router> {
+    routers.iter().find(|router| router.mapping == Some(Mapping::AddressAndPortDependent))
+}
+
 fn filtering(routers: &[Router]) -> &'static str {
     let any = |wanted| routers.iter().any(|router| router.filtering == Some(wanted));
     if any(Filtering::AddressAndPortDependent) {
@@ -69,8 +75,13 @@ fn names(kind: RouterKind, input: InputPolicy) -> anyhow::Result<()> {
     let (ipv4, routers) = (&report["ipv4"], kind.routers());
     ensure!(ipv4["mapping"] == mapping(&routers), "{report}");
     ensure!(ipv4["filtering"] == filtering(&routers), "{report}");
-    if kind == RouterKind::Apdm {
-        ensure!(ipv4["ports"] == "random", "{report}");
+    if let Some(hard) = hard(&routers) {
+        let (ports, step) = match hard.allocation {
+            PortAllocation::Sequential { step } => ("sequential", Some(step)),
+            PortAllocation::Preserving => ("preserving", None),
+            _ => ("random", None),
+        };
+        ensure!(ipv4["ports"] == ports && ipv4["port_step"] == serde_json::json!(step), "{report}");
     }
     let carrier = routers.len() > 1;
     let nats = if carrier {
@@ -86,8 +97,9 @@ fn names(kind: RouterKind, input: InputPolicy) -> anyhow::Result<()> {
     }
     ensure!(ipv4["lifetime_at_least_s"].as_u64().is_some_and(|alive| alive >= 5), "{report}");
     ensure!(report["signalling"]["works"] == true, "{report}");
-    let verdict = match (mapping(&routers), filtering(&routers)) {
-        ("address-and-port-dependent", _) => "not-port-dependent",
+    let verdict = match (hard(&routers).map(|hard| hard.allocation), filtering(&routers)) {
+        (Some(PortAllocation::Random), _) => "not-port-dependent",
+        (Some(_), _) => "not-random-ports",
         (_, "address-and-port-dependent") => "everybody-in-time",
         _ => "everybody",
     };
@@ -122,6 +134,16 @@ fn one_address() -> anyhow::Result<()> {
         let (report, _) = examine(&site.host(0), &world.address, &[])?;
         ensure!(report["ipv4"]["mapping"] == mapping && report["ipv4"]["filtering"] == filtering, "{report}");
     }
+    Ok(())
+}
+
+fn hairpinning() -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let mut router = Router::nat(Mapping::EndpointIndependent, Filtering::EndpointIndependent);
+    router.hairpin = true;
+    let site = world.lab.add_site("a", SiteConfig::with_routers(vec![router]).delay(SITE_DELAY))?;
+    let (report, _) = examine(&site.host(0), &world.address, &[])?;
+    ensure!(report["ipv4"]["hairpinning"] == true, "{report}");
     Ok(())
 }
 

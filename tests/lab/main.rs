@@ -8,6 +8,7 @@
 mod commands;
 mod dialling;
 mod doctor;
+mod explain;
 mod garbage;
 mod keep_alive;
 mod matrix;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
     trials.extend(doctor::trials());
+    trials.extend(explain::trials());
     trials.extend(keep_alive::trials());
     trials.extend(transfer::trials());
     trials.extend(garbage::trials());

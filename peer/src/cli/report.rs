@@ -111,7 +111,8 @@ impl Report {
         let fields = json!({
             "verdict": verdict.name(),
             "words": verdict.to_string(),
-            "advice": verdict.advice(),
+            "advice": explanation.advice(),
+            "carrier": explanation.carrier,
             "local_mapping": explanation.local.name(),
             "remote_mapping": explanation.remote.name(),
             "pairs": pairs,

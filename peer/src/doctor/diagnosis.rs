@@ -98,6 +98,8 @@ pub enum Reach {
     Everybody,
     /// Everybody; with those whose NAT takes a random port for every destination after a few seconds.
     EverybodyInTime,
+    /// Everybody but those whose NAT takes a random port for every destination and does not let in new ones.
+    NotRandomPorts,
     /// Everybody but those whose NAT takes a port for every destination as well and does not let in new ones.
     NotPortDependent,
     /// Nobody: nothing answers over UDP.
@@ -143,6 +145,7 @@ impl Reach {
             Self::Unknown => "unknown",
             Self::Everybody => "everybody",
             Self::EverybodyInTime => "everybody-in-time",
+            Self::NotRandomPorts => "not-random-ports",
             Self::NotPortDependent => "not-port-dependent",
             Self::Nobody => "nobody",
         }
@@ -158,8 +161,12 @@ impl fmt::Display for Reach {
                 "direct with everybody who can use UDP; with those whose NAT takes a random port for every destination it takes \
                  some seconds, over the relay meanwhile"
             }
+            Self::NotRandomPorts => {
+                "direct with most, with some after a few seconds; over the relay with those whose NAT takes a random port for every \
+                 destination"
+            }
             Self::NotPortDependent => {
-                "direct with most; over the relay with those whose NAT takes a port for every destination, as yours does"
+                "direct with most, with some after a few seconds; over the relay with those whose NAT takes a port for every destination, as yours does"
             }
             Self::Nobody => "no sessions from here: nothing answers over UDP, so this network blocks it, or the server is off",
         })
@@ -176,9 +183,10 @@ impl Diagnosis {
         let Some(finding) = self.ipv4.finding() else { return Reach::Unknown };
         match (finding.mapping, finding.filtering) {
             (Mapping::Unknown, _) => Reach::Unknown,
-            (Mapping::AddressDependent(_) | Mapping::AddressAndPortDependent(_), _) => {
-                Reach::NotPortDependent
-            }
+            (mapping, _) if mapping.is_dependent() => match mapping.allocation() {
+                Some(Allocation::Preserving | Allocation::Sequential(_)) => Reach::NotRandomPorts,
+                _ => Reach::NotPortDependent,
+            },
             (_, Filtering::EndpointIndependent | Filtering::AddressDependent | Filtering::NotByPort) => {
                 Reach::Everybody
             }
@@ -222,7 +230,7 @@ impl Diagnosis {
         }
         let ipv6 = self.ipv6.finding().is_some();
         let carrier = self.translators() == Translators::Carrier;
-        if reach == Reach::NotPortDependent {
+        if matches!(reach, Reach::NotPortDependent | Reach::NotRandomPorts) {
             if carrier {
                 advice.push("ask the carrier for an IPv4 address of your own, or for IPv6");
             } else {

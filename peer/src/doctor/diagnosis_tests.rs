@@ -54,7 +54,7 @@ fn every_finding_has_its_reach() {
         (EIM, AddressAndPortDependent, Reach::EverybodyInTime),
         (EIM, Unknown, Reach::EverybodyInTime),
         (APDM, AddressAndPortDependent, Reach::NotPortDependent),
-        (sequential, AddressAndPortDependent, Reach::NotPortDependent),
+        (sequential, AddressAndPortDependent, Reach::NotRandomPorts),
         (Mapping::AddressDependent(Allocation::Random), AddressDependent, Reach::NotPortDependent),
         (Mapping::Unknown, Unknown, Reach::Unknown),
     ] {

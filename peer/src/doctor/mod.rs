@@ -34,7 +34,7 @@ mod signal;
 mod tcp;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, RendezvousAddress};
@@ -53,6 +53,11 @@ const QUICK: [u64; 2] = [3, 6];
 
 /// The same for the whole lifetime, in seconds. RFC 4787 asks for 120 at least and advises 300 (REQ-5).
 const WHOLE: [u64; 17] = [3, 6, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120, 150, 180, 300];
+
+/// A router on the way to `destination` that is of the range between carriers and their customers (RFC 6598), where one says so.
+pub(crate) async fn carrier(destination: SocketAddr) -> Option<IpAddr> {
+    machine::hops(destination).await.into_iter().find(|hop| machine::is_shared(*hop))
+}
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

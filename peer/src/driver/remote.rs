@@ -130,6 +130,7 @@ impl RemoteState {
             rungs: introduced.ladder.rungs(),
             rung: self.selected.map(|selected| introduced.ladder.rung(selected.path)),
             exhausted: self.news.is_exhausted(),
+            ..Explanation::default()
         })
     }
 
