@@ -23,7 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A runtime whose threads live in a host of the lab.
-fn runtime(host: &Host) -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime(host: &Host) -> anyhow::Result<tokio::runtime::Runtime> {
     let host = host.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -34,7 +34,7 @@ fn runtime(host: &Host) -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Runs a future on a thread of the runtime, so inside its host.
-fn on<T: Send + 'static>(
+pub(crate) fn on<T: Send + 'static>(
     runtime: &tokio::runtime::Runtime,
     future: impl Future<Output = anyhow::Result<T>> + Send + 'static,
 ) -> anyhow::Result<T> {
