@@ -5,6 +5,7 @@ mod common;
 use std::net::SocketAddr;
 
 use common::*;
+use rendezvous::Limits;
 use rendezvous_wire::KeyPair;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, Mapping, PortAllocation};
 use rendezvous_wire::message::{
@@ -17,7 +18,7 @@ async fn a_registration_tells_what_the_server_sees() {
     let peer = Peer::register(&server).await;
     assert_eq!(peer.registered.observed, peer.line.endpoint.local_addr().unwrap());
     assert_eq!(peer.registered.reflection_ports, server.ports().reflection);
-    assert_eq!(peer.registered.lease, 60);
+    assert_eq!(u64::from(peer.registered.lease), Limits::default().lease.as_secs());
 }
 
 #[tokio::test]
