@@ -182,11 +182,13 @@ fn conntrack_counts_bindings() -> TestResult {
     let site = lab.add_site("a", SiteConfig::new(RouterKind::Apdm))?;
     let before = site.conntrack_count()?;
     let reflector = udp(&server, server.ipv4(), 3478);
-    for port in 40_000..40_010 {
+    for port in 40_000..40_100 {
         udp(&site.host(0), site.host(0).ipv4(), port).send_to(b"open", reflector.local_addr()?)?;
         receive(&reflector)?;
     }
-    assert_eq!(site.conntrack_count()? - before, 10);
+    // The kernel's own group memberships (IGMP) may be counted as well.
+    let opened = site.conntrack_count()? - before;
+    assert!((100..105).contains(&opened), "{opened}");
     Ok(())
 }
 

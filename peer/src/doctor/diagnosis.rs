@@ -225,7 +225,7 @@ impl Diagnosis {
             );
             return advice;
         }
-        if matches!(&self.signalling, Err(_)) {
+        if self.signalling.is_err() {
             advice.push("open the server's signalling port for UDP in its firewall, and see that `rendezvous serve` runs there");
         }
         let ipv6 = self.ipv6.finding().is_some();
@@ -243,7 +243,7 @@ impl Diagnosis {
         match &self.ipv6 {
             _ if ipv6 || reach == Reach::Everybody => {}
             Family::Absent => {
-                advice.push("switch on IPv6 at the router: peers that have it as well need no NAT traversal")
+                advice.push("switch on IPv6 at the router: peers that have it as well need no NAT traversal");
             }
             Family::Broken { .. } => {
                 advice.push("repair IPv6: this machine has an address, and nothing comes back to it");

@@ -1,13 +1,13 @@
-use super::super::model::{Depends, Nat, Ports, World, server};
+use super::super::model::{DependsOn, Nat, Ports, World, server};
 use super::*;
 
 fn seconds(silences: &[u64]) -> Vec<Duration> {
     silences.iter().map(|silence| Duration::from_secs(*silence)).collect()
 }
 
-fn nat(lifetime: u64, mapping: (Depends, Ports)) -> Nat {
+fn nat(lifetime: u64, mapping: (DependsOn, Ports)) -> Nat {
     let lifetime = Duration::from_secs(lifetime);
-    Nat { mapping: Some(mapping), filtering: Depends::OnAddressAndPort, lifetime, hairpins: false }
+    Nat { mapping: Some(mapping), filtering: DependsOn::AddressAndPort, lifetime, hairpins: false }
 }
 
 fn search(world: &mut World, silences: &[u64], limit: u64) -> (BindingLifetime, Duration) {
@@ -22,10 +22,10 @@ const SILENCES: [u64; 7] = [5, 10, 15, 30, 60, 120, 240];
 #[test]
 fn a_lifetime_is_found_between_two_silences() {
     for mapping in [
-        (Depends::OnNothing, Ports::Kept),
-        (Depends::OnNothing, Ports::Random),
-        (Depends::OnAddressAndPort, Ports::Random),
-        (Depends::OnAddressAndPort, Ports::Step(2)),
+        (DependsOn::Nothing, Ports::Kept),
+        (DependsOn::Nothing, Ports::Random),
+        (DependsOn::AddressAndPort, Ports::Random),
+        (DependsOn::AddressAndPort, Ports::Step(2)),
     ] {
         for (lifetime, at_least, less_than) in [
             (3, None, Some(5)),
@@ -48,7 +48,7 @@ fn a_lifetime_is_found_between_two_silences() {
 #[test]
 fn lost_packets_are_not_taken_for_lost_bindings() {
     for seed in 0..200 {
-        let mut world = World::new(nat(38, (Depends::OnNothing, Ports::Kept)), seed);
+        let mut world = World::new(nat(38, (DependsOn::Nothing, Ports::Kept)), seed);
         world.loss = 0.05;
         let found = search(&mut world, &SILENCES, 600).0;
         assert!(found.less_than.is_none_or(|gone| gone >= Duration::from_secs(60)), "seed {seed}: {found:?}");
@@ -58,11 +58,11 @@ fn lost_packets_are_not_taken_for_lost_bindings() {
 
 #[test]
 fn a_silent_server_proves_nothing() {
-    let mut world = World::new(nat(31, (Depends::OnNothing, Ports::Kept)), 1);
+    let mut world = World::new(nat(31, (DependsOn::Nothing, Ports::Kept)), 1);
     world.blocked = true;
     assert_eq!(search(&mut world, &SILENCES, 600).0, BindingLifetime::default());
 
-    let mut world = World::new(nat(31, (Depends::OnNothing, Ports::Kept)), 1);
+    let mut world = World::new(nat(31, (DependsOn::Nothing, Ports::Kept)), 1);
     let mut lost = LifetimeSearch::new(server()[0], 0, &seconds(&SILENCES), 3, world.now);
     world.run(&mut lost, Duration::from_secs(8));
     world.blocked = true;

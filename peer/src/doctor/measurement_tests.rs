@@ -1,5 +1,5 @@
 use super::super::finding::{Allocation, Mapping};
-use super::super::model::{Depends, LOCAL, Nat, Ports, World, own_ports, server};
+use super::super::model::{DependsOn, LOCAL, Nat, Ports, World, own_ports, server};
 use super::*;
 
 const SILENCES: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(6)];
@@ -19,21 +19,21 @@ fn measure(world: &mut World) -> (FamilyFinding, Duration) {
 
 const LONG: Duration = Duration::from_secs(120);
 
-const MAPPINGS: [Option<(Depends, Ports)>; 9] = [
+const MAPPINGS: [Option<(DependsOn, Ports)>; 9] = [
     None,
-    Some((Depends::OnNothing, Ports::Kept)),
-    Some((Depends::OnNothing, Ports::Step(2))),
-    Some((Depends::OnNothing, Ports::Random)),
-    Some((Depends::OnAddress, Ports::Random)),
-    Some((Depends::OnAddress, Ports::Step(1))),
-    Some((Depends::OnAddressAndPort, Ports::Kept)),
-    Some((Depends::OnAddressAndPort, Ports::Step(4))),
-    Some((Depends::OnAddressAndPort, Ports::Random)),
+    Some((DependsOn::Nothing, Ports::Kept)),
+    Some((DependsOn::Nothing, Ports::Step(2))),
+    Some((DependsOn::Nothing, Ports::Random)),
+    Some((DependsOn::Address, Ports::Random)),
+    Some((DependsOn::Address, Ports::Step(1))),
+    Some((DependsOn::AddressAndPort, Ports::Kept)),
+    Some((DependsOn::AddressAndPort, Ports::Step(4))),
+    Some((DependsOn::AddressAndPort, Ports::Random)),
 ];
 
-const FILTERINGS: [Depends; 3] = [Depends::OnNothing, Depends::OnAddress, Depends::OnAddressAndPort];
+const FILTERINGS: [DependsOn; 3] = [DependsOn::Nothing, DependsOn::Address, DependsOn::AddressAndPort];
 
-fn expected_mapping(mapping: Option<(Depends, Ports)>, two: bool) -> Mapping {
+fn expected_mapping(mapping: Option<(DependsOn, Ports)>, two: bool) -> Mapping {
     let Some((depends, ports)) = mapping else { return Mapping::None };
     let allocation = match ports {
         Ports::Kept => Allocation::Preserving,
@@ -41,19 +41,19 @@ fn expected_mapping(mapping: Option<(Depends, Ports)>, two: bool) -> Mapping {
         Ports::Random => Allocation::Random,
     };
     match depends {
-        Depends::OnNothing if two => Mapping::EndpointIndependent(allocation),
-        Depends::OnAddress if two => Mapping::AddressDependent(allocation),
-        Depends::OnNothing | Depends::OnAddress => Mapping::NotByPort(allocation),
-        Depends::OnAddressAndPort => Mapping::AddressAndPortDependent(allocation),
+        DependsOn::Nothing if two => Mapping::EndpointIndependent(allocation),
+        DependsOn::Address if two => Mapping::AddressDependent(allocation),
+        DependsOn::Nothing | DependsOn::Address => Mapping::NotByPort(allocation),
+        DependsOn::AddressAndPort => Mapping::AddressAndPortDependent(allocation),
     }
 }
 
-fn expected_filtering(filtering: Depends, two: bool) -> Filtering {
+fn expected_filtering(filtering: DependsOn, two: bool) -> Filtering {
     match filtering {
-        Depends::OnNothing if two => Filtering::EndpointIndependent,
-        Depends::OnAddress if two => Filtering::AddressDependent,
-        Depends::OnNothing | Depends::OnAddress => Filtering::NotByPort,
-        Depends::OnAddressAndPort => Filtering::AddressAndPortDependent,
+        DependsOn::Nothing if two => Filtering::EndpointIndependent,
+        DependsOn::Address if two => Filtering::AddressDependent,
+        DependsOn::Nothing | DependsOn::Address => Filtering::NotByPort,
+        DependsOn::AddressAndPort => Filtering::AddressAndPortDependent,
     }
 }
 
@@ -80,7 +80,7 @@ fn every_kind_of_nat_is_named_with_one_server_address_and_with_two() {
 #[test]
 fn hairpinning_is_seen() {
     for hairpins in [true, false] {
-        let mapping = Some((Depends::OnNothing, Ports::Kept));
+        let mapping = Some((DependsOn::Nothing, Ports::Kept));
         for filtering in FILTERINGS {
             let mut world = World::new(Nat { mapping, filtering, lifetime: LONG, hairpins }, 5);
             assert_eq!(measure(&mut world).0.hairpinning, Some(hairpins), "{filtering:?}");
@@ -90,10 +90,10 @@ fn hairpinning_is_seen() {
 
 #[test]
 fn short_lifetimes_are_bounded() {
-    let mapping = Some((Depends::OnNothing, Ports::Kept));
+    let mapping = Some((DependsOn::Nothing, Ports::Kept));
     let nat = Nat {
         mapping,
-        filtering: Depends::OnAddressAndPort,
+        filtering: DependsOn::AddressAndPort,
         lifetime: Duration::from_secs(5),
         hairpins: false,
     };
@@ -103,7 +103,7 @@ fn short_lifetimes_are_bounded() {
 
 #[test]
 fn a_blocked_network_is_given_up_soon() {
-    let nat = Nat { mapping: None, filtering: Depends::OnNothing, lifetime: LONG, hairpins: false };
+    let nat = Nat { mapping: None, filtering: DependsOn::Nothing, lifetime: LONG, hairpins: false };
     let mut world = World::new(nat, 5);
     world.blocked = true;
     let (finding, took) = measure(&mut world);
@@ -114,8 +114,8 @@ fn a_blocked_network_is_given_up_soon() {
 #[test]
 fn loss_does_not_change_what_is_found() {
     let nat = Nat {
-        mapping: Some((Depends::OnNothing, Ports::Kept)),
-        filtering: Depends::OnAddress,
+        mapping: Some((DependsOn::Nothing, Ports::Kept)),
+        filtering: DependsOn::Address,
         lifetime: LONG,
         hairpins: true,
     };

@@ -14,12 +14,12 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`exchange`] | STUN transactions over several sockets. Pure |
-//! | [`measurement`] | mapping, filtering, hairpinning. Pure |
-//! | [`lifetime`] | binding lifetime. Pure |
-//! | [`finding`] | what was found about one family, in the terms of RFC 4787. Pure |
-//! | [`diagnosis`] | all of it, what follows from it, and both in words. Pure |
-//! | [`drive`], [`signal`], [`tcp`], [`machine`] | sockets, clocks, and what the system tells |
+//! | `exchange` | STUN transactions over several sockets. Pure |
+//! | `measurement` | mapping, filtering, hairpinning. Pure |
+//! | `lifetime` | binding lifetime. Pure |
+//! | `finding` | what was found about one family, in the terms of RFC 4787. Pure |
+//! | `diagnosis` | all of it, what follows from it, and both in words. Pure |
+//! | `drive`, `signal`, `tcp`, `machine` | sockets, clocks, and what the system tells |
 
 mod diagnosis;
 pub(crate) mod drive;

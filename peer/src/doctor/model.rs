@@ -16,10 +16,10 @@ use super::exchange::Transmit;
 const DELAY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depends {
-    OnNothing,
-    OnAddress,
-    OnAddressAndPort,
+pub(super) enum DependsOn {
+    Nothing,
+    Address,
+    AddressAndPort,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub(super) enum Ports {
 /// A NAT in the terms of RFC 4787; without mapping, a firewall.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nat {
-    pub(super) mapping: Option<(Depends, Ports)>,
-    pub(super) filtering: Depends,
+    pub(super) mapping: Option<(DependsOn, Ports)>,
+    pub(super) filtering: DependsOn,
     pub(super) lifetime: Duration,
     pub(super) hairpins: bool,
 }
@@ -83,11 +83,11 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// The part of an address that something depends on.
-fn part(depends: Depends, address: SocketAddr) -> Option<SocketAddr> {
+fn part(depends: DependsOn, address: SocketAddr) -> Option<SocketAddr> {
     match depends {
-        Depends::OnNothing => None,
-        Depends::OnAddress => Some(SocketAddr::new(address.ip(), 0)),
-        Depends::OnAddressAndPort => Some(address),
+        DependsOn::Nothing => None,
+        DependsOn::Address => Some(SocketAddr::new(address.ip(), 0)),
+        DependsOn::AddressAndPort => Some(address),
     }
 }
 
@@ -148,7 +148,7 @@ impl World {
     fn outbound(&mut self, inside: SocketAddr, destination: SocketAddr) -> SocketAddr {
         let (now, nat) = (self.now, self.nat);
         self.bindings.retain(|binding| binding.last + nat.lifetime > now);
-        let (depends, ports) = nat.mapping.unwrap_or((Depends::OnNothing, Ports::Kept));
+        let (depends, ports) = nat.mapping.unwrap_or((DependsOn::Nothing, Ports::Kept));
         let toward = part(depends, destination);
         let found =
             self.bindings.iter().position(|binding| binding.inside == inside && binding.toward == toward);
@@ -188,7 +188,7 @@ impl World {
             let contacts = binding.contacts.keys();
             binding.outside == destination
                 && binding.last + nat.lifetime > now
-                && (nat.filtering == Depends::OnNothing
+                && (nat.filtering == DependsOn::Nothing
                     || contacts.into_iter().any(|to| part(nat.filtering, *to) == part(nat.filtering, source)))
         };
         if hairpinned && !nat.hairpins {
