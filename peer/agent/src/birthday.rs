@@ -29,6 +29,9 @@ pub const PROBES: usize = 740;
 /// Between two probes: they are through in 3 s.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(4);
 
+/// As much of a late wake-up is made up for by a burst: no more packets than a web page asks for.
+const CATCH_UP: Duration = Duration::from_millis(40);
+
 /// When, after the beginning, the hard side turns to the doors that the probes have opened: they are through, and half a second is for skew and loss.
 const TURN: Duration = Duration::from_millis(3500);
 
@@ -213,8 +216,8 @@ impl Birthday {
         }
         self.sent += 1;
         self.total += 1;
-        // Late wake-ups are not made up for: the rate is a promise to the router.
-        self.next = (self.next + PROBE_INTERVAL).max(now);
+        // A late wake-up is made up for in part: the rate is a promise to the router.
+        self.next = (self.next + PROBE_INTERVAL).max(now.checked_sub(CATCH_UP).unwrap_or(now));
         let port = loop {
             let port = self.random.random_range(FIRST_PORT..=u16::MAX);
             if self.probed.insert(port) {
@@ -332,6 +335,24 @@ mod tests {
                 actions[..=index].iter().filter(|(other, _)| *time - *other < Duration::from_secs(30));
             assert!(recent.count() <= PROBES);
         }
+    }
+
+    #[test]
+    fn late_wake_ups_cost_few_probes_and_make_no_flood() {
+        let start = origin();
+        let mut birthday = Birthday::new(Part::Easy, target_address(), 1, start);
+        let mut now = start + START;
+        let mut by_turn = 0;
+        while now < start + START + TURN {
+            let burst = std::iter::from_fn(|| birthday.poll(now)).count();
+            assert!(burst <= 11, "{burst}");
+            by_turn += burst;
+            // A machine that is busy with something else.
+            now += Duration::from_millis(if by_turn.is_multiple_of(3) { 45 } else { 3 });
+        }
+        assert_eq!(by_turn, PROBES);
+        now += Duration::from_mins(1);
+        assert!(std::iter::from_fn(|| birthday.poll(now)).count() <= 11);
     }
 
     #[test]
