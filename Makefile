@@ -5,7 +5,7 @@ CARGO ?= cargo
 TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix garbage bench tools clean
+.PHONY: help demo test check fmt matrix lossy garbage bench tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,17 @@ check: tools ## Format, clippy and rustdoc, warnings as errors.
 fmt: ## Format everything.
 	$(CARGO) fmt --all
 
-matrix: tools ## Every ordered pair of router kinds, 10 runs a cell, INPUT drop and reject (about half an hour).
+matrix: tools ## Every ordered pair of networks, 10 and 20 runs each; stray packets, foreseeable ports (about an hour).
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/matrix
+	$(RELEASE)/matrix --table accepting --runs 20
+	$(RELEASE)/matrix --table accepting --runs 20 --late 300
+	$(RELEASE)/matrix --table foreseeable --runs 20
+	$(RELEASE)/matrix --table foreseeable --runs 20 --busy 10 --step 4
+
+lossy: tools ## 50 dials where every line loses 5 % of its packets.
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/lossy
 
 garbage: tools ## A minute of random and mutated datagrams to every port, in a release build.
 	$(CARGO) build --release --workspace --bins
