@@ -6,7 +6,7 @@
 //! | 198.19.*i*.0/24, 2001:db8:*i*:1::/64 | hosts of site *i* that are routed and not translated |
 //! | 198.19.*128+i*.0/31, 2001:db8:ffff:*i*::/64 | between the core and the edge of site *i* |
 //! | 203.0.113.0/24, 2001:db8:0:1::/64 | servers |
-//! | 100.64.0.0/24, 2001:db8:*i*:2::/64 | between a carrier NAT and the home behind it, the same at every carrier |
+//! | 100.64.0.0/24, 2001:db8:*i*:2::/64 | between a carrier NAT and the homes behind it, the first at every carrier alike |
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -20,7 +20,11 @@ const FIRST_HOST: u8 = 10;
 pub(crate) const SERVERS_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(crate) const SERVERS_GATEWAY_V6: Ipv6Addr = v6(0, 1, 1);
 pub(crate) const CARRIER_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
-pub(crate) const CARRIER_CUSTOMER_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+
+/// Customer number `customer` of a carrier, counted from zero, on the side of the carrier.
+pub(crate) fn carrier_customer_v4(customer: u8) -> Ipv4Addr {
+    with_last_octet(CARRIER_GATEWAY_V4, 2 + customer)
+}
 
 /// The two addresses per family of server `index`, counted from zero.
 pub(crate) fn server(index: u8) -> ([Ipv4Addr; 2], [Ipv6Addr; 2]) {
@@ -40,6 +44,11 @@ impl SiteAddresses {
     pub(crate) fn new(index: u8) -> Self {
         assert!((1..=MOST).contains(&index), "site index {index}");
         Self { index }
+    }
+
+    /// As it was given.
+    pub(crate) fn index(self) -> u8 {
+        self.index
     }
 
     pub(crate) fn edge_v4(self) -> Ipv4Addr {

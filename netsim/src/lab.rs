@@ -12,7 +12,7 @@ use crate::process::Spawner;
 use crate::router::Router;
 use crate::site::{Site, SiteConfig};
 use crate::tool::{self, ToolError};
-use crate::wiring::{Plan, host_namespace, router_namespace};
+use crate::wiring::{Carrier, Plan, host_namespace, router_namespace};
 
 /// Why a lab, or a part of it, could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum BuildError {
 ///
 /// Every site has an edge of its own, so that between the routers of two sites there are three routing hops:
 /// a packet that leaves a host with a TTL of 2 (of 3 behind a carrier's NAT) passes its own router and dies
-/// before it comes near another site.
+/// before it comes near another site. Only customers of [one carrier](Lab::add_site_behind) are nearer.
 ///
 /// A lab lives by file descriptors and leaves nothing behind: dropping it kills the programs in its hosts, and
 /// the namespaces go with the last handle to them; if the process dies, in whatever way, so does all of it.
@@ -175,6 +175,41 @@ impl Lab {
         }
         let index = self.reserve(name, self.sites.len())? + 1;
         let state = Plan::new(name, index, config).build(self)?;
+        let site = Site::new(state);
+        self.sites.push(site.clone());
+        Ok(site)
+    }
+
+    /// Attaches a site behind the carrier of another: one more customer of it. Only its first router counts; its
+    /// line is the carrier's. Customers of one carrier reach each other's addresses between home and carrier,
+    /// 100.64.0.*x*; at their reflexive endpoints only where the carrier [hairpins](SiteConfig::hairpin).
+    ///
+    /// # Errors
+    ///
+    /// When the other site has no carrier, or has no IPv6 where this one is to have it; else as [`add_site`](Self::add_site).
+    pub fn add_site_behind(
+        &mut self,
+        name: &str,
+        config: SiteConfig,
+        other: &Site,
+    ) -> Result<Site, BuildError> {
+        let other = other.state();
+        let home = &config.routers[..config.routers.len().min(1)];
+        let buildable = other.routers.len() == 2
+            && home.iter().all(|router| router.is_buildable() && router.mapping.is_some())
+            && home.len() == 1
+            && (other.config.ipv6 || !config.ipv6);
+        if !buildable {
+            return Err(BuildError::Unsupported(name.to_owned()));
+        }
+        let customers = self.sites.iter().filter(|site| site.state().line == other.line).count();
+        let customer = u8::try_from(customers).ok().filter(|customer| *customer < address::MOST);
+        if config.hosts == 0 || config.hosts > address::MOST_HOSTS || customer.is_none() {
+            return Err(BuildError::Full(name.to_owned()));
+        }
+        let index = self.reserve(name, self.sites.len())? + 1;
+        let carrier = Carrier::of(other, customer.unwrap_or_default());
+        let state = Plan::behind(name, index, config, carrier).build(self)?;
         let site = Site::new(state);
         self.sites.push(site.clone());
         Ok(site)

@@ -169,17 +169,23 @@ pub struct Site(Arc<SiteState>);
 pub(crate) struct SiteState {
     pub(crate) name: String,
     pub(crate) config: SiteConfig,
+    /// Whose line it is on: its own number, or that of the first customer of its carrier.
+    pub(crate) line: u8,
     pub(crate) wan_ipv4: Ipv4Addr,
     pub(crate) wan_ipv6: Option<Ipv6Addr>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) edge: Namespace,
     pub(crate) routers: Vec<Namespace>,
-    pub(crate) link: Option<Link>,
+    pub(crate) link: Option<Arc<Link>>,
 }
 
 impl Site {
     pub(crate) fn new(state: SiteState) -> Self {
         Self(Arc::new(state))
+    }
+
+    pub(crate) fn state(&self) -> &SiteState {
+        &self.0
     }
 
     /// Its name.
@@ -223,11 +229,11 @@ impl Site {
 
     /// Frames that its line has lost, dropped or could not carry so far; zero for a line without impairment.
     pub fn link_losses(&self) -> u64 {
-        self.0.link.as_ref().map_or(0, Link::losses)
+        self.0.link.as_ref().map_or(0, |link| link.losses())
     }
 
     /// Lets every packet in this direction vanish, until [`restore`](Self::restore). Packets that the line has
-    /// taken already still arrive.
+    /// taken already still arrive. Sites behind one carrier have one line.
     ///
     /// # Errors
     ///

@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::lab::{BuildError, Lab};
 use crate::link::{Link, LinkError};
 use crate::namespace::Namespace;
+use crate::router::Router;
 use crate::site::{SiteConfig, SiteState};
 use crate::tool;
 
@@ -57,6 +58,33 @@ pub(crate) struct Plan {
     at: SiteAddresses,
     /// The /24 of the hosts.
     lan: Ipv4Addr,
+    /// That of a site built before, whose customer this one becomes.
+    carrier: Option<Carrier>,
+}
+
+/// A carrier that is there already, for one more customer.
+pub(crate) struct Carrier {
+    line: u8,
+    /// Counted from zero.
+    customer: u8,
+    description: Router,
+    edge: Namespace,
+    router: Namespace,
+    link: Option<Arc<Link>>,
+}
+
+impl Carrier {
+    /// The outermost router of `site`, which has two.
+    pub(crate) fn of(site: &SiteState, customer: u8) -> Self {
+        Self {
+            line: site.line,
+            customer,
+            description: site.config.routers[1].clone(),
+            edge: site.edge.clone(),
+            router: site.routers[1].clone(),
+            link: site.link.clone(),
+        }
+    }
 }
 
 struct Namespaces {
@@ -72,7 +100,24 @@ impl Plan {
         let at = SiteAddresses::new(index);
         let translated = config.routers[0].mapping.is_some();
         let lan = if translated { config.lan } else { at.routed_v4() };
-        Self { name: name.to_owned(), index, config, at, lan }
+        Self { name: name.to_owned(), index, config, at, lan, carrier: None }
+    }
+
+    /// A site that shares the carrier and the line of another.
+    pub(crate) fn behind(name: &str, index: u8, mut config: SiteConfig, carrier: Carrier) -> Self {
+        config.routers.truncate(1);
+        config.routers.push(carrier.description.clone());
+        Self { carrier: Some(carrier), ..Self::new(name, index, config) }
+    }
+
+    /// The addresses of its line.
+    fn line(&self) -> SiteAddresses {
+        self.carrier.as_ref().map_or(self.at, |carrier| SiteAddresses::new(carrier.line))
+    }
+
+    /// Its number among the customers of its carrier.
+    fn customer(&self) -> u8 {
+        self.carrier.as_ref().map_or(0, |carrier| carrier.customer)
     }
 
     /// Builds the site and attaches it to the core of `lab`.
@@ -89,14 +134,15 @@ impl Plan {
             let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
             let v4 = address::lan_host_v4(self.lan, number);
             let v6 = self.config.ipv6.then(|| self.at.host_v6(number));
-            let reflexive = if translated { self.at.wan_v4() } else { v4 };
+            let reflexive = if translated { self.line().wan_v4() } else { v4 };
             let addresses = (vec![v4], Vec::from_iter(v6));
             Host::new(name, addresses, reflexive, netns.clone(), Arc::clone(&lab.spawner))
         });
         Ok(SiteState {
             hosts: hosts.collect(),
-            wan_ipv4: self.at.wan_v4(),
-            wan_ipv6: self.config.ipv6.then(|| self.at.wan_v6()),
+            line: self.carrier.as_ref().map_or(self.index, |carrier| carrier.line),
+            wan_ipv4: self.line().wan_v4(),
+            wan_ipv6: self.config.ipv6.then(|| self.line().wan_v6()),
             name: self.name,
             config: self.config,
             edge: namespaces.edge,
@@ -107,15 +153,20 @@ impl Plan {
 
     fn namespaces(&self) -> Result<Namespaces, BuildError> {
         let ipv6 = self.config.ipv6;
+        let router = || router_namespace(ipv6);
+        let (edge, routers) = match &self.carrier {
+            Some(carrier) => (carrier.edge.clone(), vec![router()?, carrier.router.clone()]),
+            None => (router()?, self.config.routers.iter().map(|_| router()).collect::<Result<_, _>>()?),
+        };
         Ok(Namespaces {
-            edge: router_namespace(ipv6)?,
-            routers: self.config.routers.iter().map(|_| router_namespace(ipv6)).collect::<Result<_, _>>()?,
+            edge,
+            routers,
             hosts: (0..self.config.hosts).map(|_| host_namespace(ipv6)).collect::<Result<_, _>>()?,
         })
     }
 
     /// Lays every cable of the site, and starts the emulator of its line if there is anything to emulate.
-    fn join(&self, lab: &Lab, namespaces: &Namespaces) -> Result<Option<Link>, BuildError> {
+    fn join(&self, lab: &Lab, namespaces: &Namespaces) -> Result<Option<Arc<Link>>, BuildError> {
         let Namespaces { edge, routers, hosts } = namespaces;
         let veth = |a: &str, a_in: &Namespace, b: &str, b_in: &Namespace| {
             let (a_in, b_in) = (a_in.path(), b_in.path());
@@ -123,13 +174,18 @@ impl Plan {
         };
         let home = &routers[0];
         let outermost = routers.last().expect("checked by add_site");
-        let mut cables = veth(&format!("site{}", self.index), &lab.core, "core", edge);
+        let mut cables = String::new();
         if routers.len() == 2 {
-            cables += &veth("lan", outermost, "wan", home);
+            cables += &veth(&format!("customer{}", self.customer()), outermost, "wan", home);
         }
         for (number, host) in hosts.iter().enumerate() {
             cables += &veth(&format!("host{number}"), home, "eth0", host);
         }
+        if let Some(carrier) = &self.carrier {
+            tool::ip(&lab.core, &cables)?;
+            return Ok(carrier.link.clone());
+        }
+        cables += &veth(&format!("site{}", self.index), &lab.core, "core", edge);
         let impaired = !(self.config.up.is_none() && self.config.down.is_none());
         if !impaired {
             cables += &veth("site", edge, "wan", outermost);
@@ -147,7 +203,7 @@ impl Plan {
             .map_err(LinkError::Offload)?
             .map_err(LinkError::Offload)?;
         let seed = lab.seed().wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.index.into());
-        Ok(Some(Link::start(&line, self.config.up.clone(), self.config.down.clone(), seed)?))
+        Ok(Some(Arc::new(Link::start(&line, self.config.up.clone(), self.config.down.clone(), seed)?)))
     }
 
     /// Gives every namespace its addresses, routes and rules, all at the same time.
@@ -160,6 +216,10 @@ impl Plan {
             ];
             for (position, netns) in routers.iter().enumerate() {
                 tasks.push(scope.spawn(move || {
+                    if position == 1 && self.carrier.is_some() {
+                        // It has all the rest already.
+                        return tool::ip(netns, &self.customer_batch());
+                    }
                     tool::ip(netns, &self.router_batch(position))?;
                     let wan = self.wan_of(position);
                     // A carrier translates IPv4 and leaves IPv6 alone; the home's firewall is enough.
@@ -179,6 +239,10 @@ impl Plan {
 
     fn core_batch(&self) -> String {
         let (at, dev) = (self.at, format!("site{}", self.index));
+        if self.carrier.is_some() {
+            let (edge, line) = (self.line().transit_edge_v6(), self.line().index());
+            return self.ipv6_only(format!("route add {}/48 via {edge} dev site{line}\n", at.site_v6()));
+        }
         let mut batch = format!(
             "link set {dev} up\naddress add {}/31 dev {dev}\n\
              route add {}/24 via {edge}\nroute add {}/24 via {edge}\n",
@@ -197,6 +261,10 @@ impl Plan {
 
     fn edge_batch(&self) -> String {
         let at = self.at;
+        if self.carrier.is_some() {
+            let wan = self.line().wan_v6();
+            return self.ipv6_only(format!("route add {}/48 via {wan}\n", at.site_v6()));
+        }
         let mut batch = format!(
             "link set lo up\nlink set core up\nlink set site address {EDGE_MAC} up\n\
              address add {}/31 dev core\naddress add {}/24 dev site\nroute add default via {}\n\
@@ -242,7 +310,7 @@ impl Plan {
         if position + 1 == self.config.routers.len() {
             self.at.wan_v4()
         } else {
-            address::CARRIER_CUSTOMER_V4
+            address::carrier_customer_v4(self.customer())
         }
     }
 
@@ -266,7 +334,7 @@ impl Plan {
     }
 
     fn behind_carrier_batch(&self) -> String {
-        let (customer, gateway) = (address::CARRIER_CUSTOMER_V4, address::CARRIER_GATEWAY_V4);
+        let (customer, gateway) = (self.wan_of(0), address::CARRIER_GATEWAY_V4);
         let mut batch =
             format!("link set wan up\naddress add {customer}/24 dev wan\nroute add default via {gateway}\n");
         if self.config.ipv6 {
@@ -278,13 +346,25 @@ impl Plan {
 
     fn carrier_lan_batch(&self) -> String {
         let gateway = address::CARRIER_GATEWAY_V4;
-        let mut batch = format!("link set lan up\naddress add {gateway}/24 dev lan\n");
+        let batch =
+            format!("link add name lan type bridge\nlink set lan up\naddress add {gateway}/24 dev lan\n");
+        batch + &self.customer_batch()
+    }
+
+    /// What a carrier needs for one more customer.
+    fn customer_batch(&self) -> String {
+        let mut batch = format!("link set customer{} master lan up\n", self.customer());
         if self.config.ipv6 {
             let (customer, gateway) = (self.at.carrier_customer_v6(), self.at.carrier_gateway_v6());
             let lan = self.at.lan_v6();
             batch += &format!("address add {gateway}/64 dev lan nodad\nroute add {lan}/64 via {customer}\n");
         }
         batch
+    }
+
+    /// `batch` where the site has IPv6, else nothing.
+    fn ipv6_only(&self, batch: String) -> String {
+        if self.config.ipv6 { batch } else { String::new() }
     }
 
     fn lan_batch(&self) -> String {

@@ -53,8 +53,10 @@ struct SiteOption {
     options: Vec<SiteSetting>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum SiteSetting {
+    Behind(String),
+    Hairpin,
     Hosts(u8),
     Ipv6,
     Input(InputPolicy),
@@ -78,6 +80,16 @@ impl FromStr for SiteOption {
     }
 }
 
+impl SiteOption {
+    /// The site whose carrier it shares, if any.
+    fn carrier(&self) -> Option<&str> {
+        self.options.iter().find_map(|option| match option {
+            SiteSetting::Behind(other) => Some(other.as_str()),
+            _ => None,
+        })
+    }
+}
+
 impl FromStr for SiteSetting {
     type Err = anyhow::Error;
 
@@ -85,6 +97,8 @@ impl FromStr for SiteSetting {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         Ok(match key {
             "hosts" => Self::Hosts(value.parse().with_context(|| format!("`{text}` is no number of hosts"))?),
+            "behind" => Self::Behind(value.to_owned()),
+            "hairpin" => Self::Hairpin,
             "ipv6" => Self::Ipv6,
             "input" => Self::Input(value.parse()?),
             "delay" => Self::Delay(units::duration(value)?),
@@ -94,7 +108,9 @@ impl FromStr for SiteSetting {
             "duplicate" => Self::Duplicate(units::share(value)?),
             "rate" => Self::Rate(units::rate(value)?),
             _ => {
-                bail!("`{key}` is none of: hosts, ipv6, input, delay, jitter, loss, reorder, duplicate, rate")
+                bail!(
+                    "`{key}` is none of: behind, hairpin, hosts, ipv6, input, delay, jitter, loss, reorder, duplicate, rate"
+                )
             }
         })
     }
@@ -107,7 +123,19 @@ impl Topology {
             lab.add_server(server)?;
         }
         for site in &self.sites {
-            lab.add_site(&site.name, self.config(site))?;
+            let config = self.config(site);
+            match site.carrier() {
+                Some(other) => {
+                    let found = lab.sites().iter().find(|built| built.name() == other).cloned();
+                    let found = found.with_context(|| {
+                        format!("`{}`: there is no site `{other}` before it to be behind", site.name)
+                    })?;
+                    lab.add_site_behind(&site.name, config, &found)?;
+                }
+                None => {
+                    lab.add_site(&site.name, config)?;
+                }
+            }
         }
         Ok(lab)
     }
@@ -121,8 +149,11 @@ impl Topology {
             self.rate.map(SiteSetting::Rate),
             self.input.map(SiteSetting::Input),
         ];
-        for setting in common.into_iter().flatten().chain(site.options.iter().copied()) {
+        for setting in common.into_iter().flatten().chain(site.options.iter().cloned()) {
             match setting {
+                // Says where the site is, not what it is like.
+                SiteSetting::Behind(_) => {}
+                SiteSetting::Hairpin => config = config.hairpin(true),
                 SiteSetting::Hosts(hosts) => config = config.hosts(hosts),
                 SiteSetting::Ipv6 => config = config.ipv6(true),
                 SiteSetting::Input(input) => config = config.input(input),

@@ -130,7 +130,7 @@ impl Topology {
             self.nodes.push(carrier_node(carrier, uplink, at));
             uplink = Uplink::Carrier(outermost);
         }
-        let wan = if routers.len() == 2 { address::CARRIER_CUSTOMER_V4 } else { at.wan_v4() };
+        let wan = if routers.len() == 2 { address::carrier_customer_v4(0) } else { at.wan_v4() };
         self.add_home(config, at, uplink, wan, (at.wan_v4(), outermost))
     }
 
@@ -140,9 +140,7 @@ impl Topology {
         let wan = self.places[other].wan;
         // The home's own number gives it addresses; the line in front is the other's.
         let at = SiteAddresses::new(self.next_index());
-        let customers = self.nodes[carrier].customers.len() as u8;
-        let [a, b, c, first] = address::CARRIER_CUSTOMER_V4.octets();
-        let own = Ipv4Addr::new(a, b, c, first + customers);
+        let own = address::carrier_customer_v4(self.nodes[carrier].customers.len() as u8);
         self.add_home(config, at, Uplink::Carrier(carrier), own, (wan, carrier))
     }
 
