@@ -30,6 +30,7 @@ pub struct SiteConfig {
     pub(crate) kind: Option<RouterKind>,
     pub(crate) routers: Vec<Router>,
     pub(crate) hosts: u8,
+    pub(crate) isolated: bool,
     pub(crate) ipv6: bool,
     pub(crate) lan: Ipv4Addr,
     pub(crate) up: Impairment,
@@ -48,6 +49,7 @@ impl SiteConfig {
             kind: None,
             routers,
             hosts: 1,
+            isolated: false,
             ipv6: false,
             lan: Ipv4Addr::new(192, 168, 1, 0),
             up: Impairment::none(),
@@ -95,6 +97,13 @@ impl SiteConfig {
     #[must_use]
     pub fn hosts(self, hosts: u8) -> Self {
         Self { hosts, ..self }
+    }
+
+    /// Whether the hosts of the LAN reach the router alone and not each other ("client isolation" of guest networks). The model has no such
+    /// thing.
+    #[must_use]
+    pub fn isolated(self, isolated: bool) -> Self {
+        Self { isolated, ..self }
     }
 
     /// Whether the site has IPv6 as well; off unless asked for.

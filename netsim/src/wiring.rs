@@ -376,6 +376,9 @@ impl Plan {
         }
         for number in 0..self.config.hosts {
             batch += &format!("link set host{number} master lan up\n");
+            if self.config.isolated {
+                batch += &format!("link set host{number} type bridge_slave isolated on\n");
+            }
         }
         batch
     }

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     common::run(vec![
         trial("every_kind_reaches_a_server_over_ipv4_and_ipv6", every_kind_reaches_a_server),
         trial("hosts_of_one_site_reach_each_other_directly", hosts_of_one_site_reach_each_other),
+        trial("isolated_hosts_reach_the_internet_alone", isolated_hosts_reach_the_internet_alone),
         trial("ipv6_hosts_are_behind_a_firewall", ipv6_hosts_are_behind_a_firewall),
         trial("labs_side_by_side_do_not_meet", labs_side_by_side_do_not_meet),
         trial("a_cut_works_in_each_direction_and_heals", a_cut_works_in_each_direction_and_heals),
@@ -165,6 +166,18 @@ fn hosts_of_one_site_reach_each_other() -> TestResult {
     let [one, two] = [0, 1].map(|index| udp(&site.host(index), site.host(index).ipv4(), 9));
     one.send_to(b"hello", two.local_addr()?)?;
     assert_eq!(receive(&two)?.1, one.local_addr()?);
+    Ok(())
+}
+
+fn isolated_hosts_reach_the_internet_alone() -> TestResult {
+    let mut lab = Lab::new(1)?;
+    let server = lab.add_server("server")?;
+    let site = lab.add_site("a", SiteConfig::new(RouterKind::EimApdf).hosts(2).isolated(true))?;
+    let [one, two] = [0, 1].map(|index| udp(&site.host(index), site.host(index).ipv4(), 9));
+    one.send_to(b"hello", two.local_addr()?)?;
+    two.send_to(b"hello", one.local_addr()?)?;
+    assert!(is_silent(&two) && is_silent(&one), "past the isolation");
+    assert!([0, 1].iter().all(|index| connects(&site.host(*index), &server, server.ipv4().into())));
     Ok(())
 }
 

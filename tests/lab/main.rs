@@ -12,6 +12,7 @@ mod explain;
 mod garbage;
 mod keep_alive;
 mod matrix;
+mod networks;
 mod poisoned;
 mod transfer;
 
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(doctor::trials());
     trials.extend(explain::trials());
     trials.extend(keep_alive::trials());
+    trials.extend(networks::trials());
     trials.extend(transfer::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
