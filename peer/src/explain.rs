@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use peer_agent::{PairReport, PairState, Rung, RungReport};
 use rendezvous_wire::candidate::Mapping;
+use rendezvous_wire::{Candidate, CandidateKind};
 
 /// Everything that is known about the paths of a session.
 #[derive(Debug, Clone, Default)]
@@ -22,8 +23,8 @@ pub struct Explanation {
     pub rung: Option<Rung>,
     /// Whether a whole round of checks has ended with nothing proven since a direct path was last in use.
     pub exhausted: bool,
-    /// Whether this side has addresses of IPv4, and of IPv6, to offer.
-    pub offered: [bool; 2],
+    /// What this side offers.
+    pub candidates: Vec<Candidate>,
     /// A router on this side's way to the relay that is a carrier's (RFC 6598), where one was heard of. Asked for only where the NAT on
     /// this side is in the way.
     pub carrier: Option<IpAddr>,
@@ -43,6 +44,8 @@ pub enum Verdict {
     LocalPortDependent,
     /// The other side's NAT takes a new port for every destination, and ours lets in none of them.
     RemotePortDependent,
+    /// Both are behind one NAT that does not hairpin (RFC 4787, section 6), and do not reach each other inside it.
+    NoHairpinning,
     /// The other side's checks arrive, and ours are not answered.
     OneWay,
     /// The two have no address family in common, or the other side has offered no address.
@@ -68,13 +71,33 @@ impl Explanation {
             (true, false) => Verdict::LocalPortDependent,
             (false, true) => Verdict::RemotePortDependent,
             _ if self.pairs.iter().any(|pair| pair.checks_received > 0) => Verdict::OneWay,
+            _ if self.shares_nat() => Verdict::NoHairpinning,
             _ => Verdict::NoAnswer,
         }
     }
 
-    /// Whether the NAT on this side is in the way.
-    pub(crate) fn blames_local(&self) -> bool {
+    /// Whether the other side's mapping is at an address at which there is a mapping of ours.
+    fn shares_nat(&self) -> bool {
+        let reflexive = |kind| kind == CandidateKind::ServerReflexive;
+        let ours = self.candidates.iter().filter(|candidate| reflexive(candidate.kind));
+        let ours: Vec<IpAddr> = ours.map(|candidate| candidate.address.ip()).collect();
+        let theirs = self.pairs.iter().filter(|pair| reflexive(pair.remote_kind));
+        theirs.into_iter().any(|pair| ours.contains(&pair.path.remote.ip()))
+    }
+
+    /// Whether addresses of IPv4, and of IPv6, are offered.
+    fn families(&self) -> [bool; 2] {
+        [true, false].map(|ipv4| self.candidates.iter().any(|candidate| candidate.address.is_ipv4() == ipv4))
+    }
+
+    /// Whether the NAT on this side is in the way by its mapping.
+    fn blames_local(&self) -> bool {
         matches!(self.verdict(), Verdict::BothPortDependent | Verdict::LocalPortDependent)
+    }
+
+    /// Whether it matters if the NAT on this side is a carrier's.
+    pub(crate) fn asks_for_carrier(&self) -> bool {
+        self.blames_local() || self.verdict() == Verdict::NoHairpinning
     }
 
     /// What either user could change, each line enough by itself; empty where nothing need be.
@@ -92,6 +115,18 @@ impl Explanation {
                     .to_owned(),
             });
         }
+        if self.verdict() == Verdict::NoHairpinning {
+            lines.push(match self.carrier {
+                Some(carrier) => {
+                    format!("an IPv4 address of its own from the carrier for either side; both are behind its NAT ({carrier})")
+                }
+                None => "hairpinning (\"NAT loopback\" in some menus) at the router that both share".to_owned(),
+            });
+            lines.push(
+                "where both are on one LAN: leave for its devices to talk to each other (no \"client isolation\", not the guest network)"
+                    .to_owned(),
+            );
+        }
         if matches!(self.verdict(), Verdict::BothPortDependent | Verdict::RemotePortDependent) {
             lines.push("there: endpoint-independent mapping or an address of its own; `peer doctor` on that side tells what its network needs".to_owned());
         }
@@ -108,6 +143,7 @@ impl Verdict {
             Self::BothPortDependent => "both-port-dependent",
             Self::LocalPortDependent => "local-port-dependent",
             Self::RemotePortDependent => "remote-port-dependent",
+            Self::NoHairpinning => "no-hairpinning",
             Self::OneWay => "one-way",
             Self::NothingToTry => "nothing-to-try",
             Self::NoAnswer => "no-answer",
@@ -118,9 +154,10 @@ impl Verdict {
     pub const fn advice(self) -> Option<&'static str> {
         match self {
             Self::Direct | Self::Trying => None,
-            Self::BothPortDependent | Self::LocalPortDependent | Self::RemotePortDependent => {
-                Some("IPv6 on both sides")
-            }
+            Self::BothPortDependent
+            | Self::LocalPortDependent
+            | Self::RemotePortDependent
+            | Self::NoHairpinning => Some("IPv6 on both sides"),
             Self::OneWay | Self::NoAnswer => Some(
                 "a firewall on the way, perhaps on one of the two machines, that lets UDP out and its answers in",
             ),
@@ -144,6 +181,9 @@ impl fmt::Display for Verdict {
             Self::RemotePortDependent => {
                 "relayed: the other network takes a new port for every destination, and this one lets in only ports that it \
                  has sent to"
+            }
+            Self::NoHairpinning => {
+                "relayed: both are behind one NAT that lets nobody inside reach its outside, and do not reach each other inside it"
             }
             Self::OneWay => "relayed: the other side's packets arrive here, but nothing that is sent from here is answered",
             Self::NothingToTry => "relayed: the two sides have no kind of address in common",
@@ -188,7 +228,7 @@ impl fmt::Display for Explanation {
             writeln!(f, "  what would help: {advice}")?;
         }
         if verdict == Verdict::NothingToTry {
-            writeln!(f, "  this side offers: {}", families(self.offered))?;
+            writeln!(f, "  this side offers: {}", families(self.families()))?;
         }
         writeln!(f, "  this side:  {}", self.local)?;
         writeln!(f, "  other side: {}", self.remote)?;
@@ -211,8 +251,6 @@ mod tests {
     use super::*;
     use Mapping::{EndpointIndependent as Eim, Unknown};
     use peer_agent::{Path, SocketId};
-    use rendezvous_wire::CandidateKind;
-
     const APDM: Mapping =
         Mapping::AddressAndPortDependent(rendezvous_wire::candidate::PortAllocation::Random);
 
@@ -232,6 +270,14 @@ mod tests {
         }
     }
 
+    const OURS: &str = "198.51.100.1:7";
+
+    /// A pair with a mapping at the address of ours.
+    fn same_nat(checks_received: u64) -> PairReport {
+        let path = Path { socket: SocketId(0), remote: "198.51.100.1:9".parse().unwrap() };
+        PairReport { path, ..pair(false, checks_received) }
+    }
+
     #[test]
     fn every_situation_has_its_verdict() {
         for (local, remote, pairs, exhausted, expected) in [
@@ -244,8 +290,13 @@ mod tests {
             (Eim, APDM, vec![pair(false, 0)], true, Verdict::RemotePortDependent),
             (Eim, Eim, vec![pair(false, 3)], true, Verdict::OneWay),
             (Eim, Unknown, vec![pair(false, 0)], true, Verdict::NoAnswer),
+            (Eim, Eim, vec![pair(false, 0), same_nat(0)], true, Verdict::NoHairpinning),
+            (Eim, Eim, vec![pair(false, 0), same_nat(3)], true, Verdict::OneWay),
+            (APDM, APDM, vec![same_nat(0)], true, Verdict::BothPortDependent),
         ] {
-            let explanation = Explanation { local, remote, pairs, exhausted, ..Explanation::default() };
+            let candidates = vec![Candidate::new(CandidateKind::ServerReflexive, OURS.parse().unwrap(), 1)];
+            let explanation =
+                Explanation { local, remote, pairs, exhausted, candidates, ..Explanation::default() };
             assert_eq!(explanation.verdict(), expected, "{explanation}");
             let nothing_to_do = matches!(expected, Verdict::Direct | Verdict::Trying);
             assert_eq!(explanation.advice().is_empty(), nothing_to_do, "{explanation}");
@@ -275,13 +326,20 @@ mod tests {
             ..Explanation::default()
         };
         assert!(explanation.to_string().contains("100.64.0.1"));
+        explanation.candidates =
+            vec![Candidate::new(CandidateKind::ServerReflexive, OURS.parse().unwrap(), 1)];
+        (explanation.local, explanation.remote) = (Eim, Eim);
+        explanation.pairs = vec![same_nat(0)];
+        assert!(explanation.to_string().contains("100.64.0.1"), "{explanation}");
+        explanation.pairs = vec![pair(false, 0)];
         explanation.local = Eim;
         assert!(!explanation.to_string().contains("100.64.0.1"), "{explanation}");
     }
 
     #[test]
     fn families_that_do_not_meet_are_named() {
-        let explanation = Explanation { offered: [false, true], exhausted: true, ..Explanation::default() };
+        let candidates = vec![Candidate::new(CandidateKind::Host, "[2001:db8::1]:7".parse().unwrap(), 1)];
+        let explanation = Explanation { candidates, exhausted: true, ..Explanation::default() };
         assert!(explanation.to_string().contains("this side offers: IPv6 only"), "{explanation}");
     }
 }

@@ -213,7 +213,7 @@ impl Session {
         let (driver, key) = &self.0.driver;
         driver.send(Event::Explain { key: *key, reply }).await.ok()?;
         let mut explanation = explanation.await.ok()??;
-        if let (Some(Path::Relayed { relay }), true) = (self.path(), explanation.blames_local()) {
+        if let (Some(Path::Relayed { relay }), true) = (self.path(), explanation.asks_for_carrier()) {
             explanation.carrier = doctor::carrier(relay).await;
         }
         Some(explanation)

@@ -137,6 +137,8 @@ fn isolated_without_hairpinning() -> anyhow::Result<()> {
     let site = world.lab.add_site("a", config)?;
     let explained = explained(&world, &site.host(0), &site.host(1))?;
     ensure!(explained["verdict"] == "no-hairpinning", "{explained}");
+    ensure!(explained["carrier"].is_null(), "{explained}");
+    ensure!(explained["advice"].to_string().contains("isolation"), "{explained}");
     Ok(())
 }
 
@@ -166,5 +168,6 @@ fn one_carrier_without_hairpinning(swapped: bool) -> anyhow::Result<()> {
     let (world, [dialler, listener]) = one_carrier(false, swapped)?;
     let explained = explained(&world, &dialler, &listener)?;
     ensure!(explained["verdict"] == "no-hairpinning", "{explained}");
+    ensure!(explained["carrier"] == "100.64.0.1", "{explained}");
     Ok(())
 }

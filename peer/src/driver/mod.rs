@@ -230,10 +230,8 @@ impl Driver {
             Event::Explain { key, reply } => {
                 let local = self.mapping();
                 let candidates = self.local_candidates();
-                let offers = |ipv4| candidates.iter().any(|candidate| candidate.address.is_ipv4() == ipv4);
                 let explanation = self.remotes.get(&key).and_then(|state| state.explain(local));
-                let explanation = explanation
-                    .map(|explanation| Explanation { offered: [offers(true), offers(false)], ..explanation });
+                let explanation = explanation.map(|explanation| Explanation { candidates, ..explanation });
                 let _ = reply.send(explanation);
             }
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),
