@@ -15,6 +15,8 @@ pub(crate) struct Neighbourhood {
     mapped: Vec<IpAddr>,
     /// Both sides have a mapping at the same IP address: one site, behind one router.
     same_site: bool,
+    /// Both sides have mappings, and none at the same IP address.
+    apart: bool,
 }
 
 impl Neighbourhood {
@@ -23,8 +25,10 @@ impl Neighbourhood {
         let ip = |candidate: &Candidate| candidate.address.ip();
         let hosts = local.iter().filter(|candidate| candidate.kind == CandidateKind::Host).map(ip).collect();
         let mapped: Vec<_> = local.iter().filter(mapping).map(ip).collect();
-        let same_site = remote.filter(mapping).any(|candidate| mapped.contains(&ip(candidate)));
-        Self { hosts, mapped, same_site }
+        let theirs: Vec<_> = remote.filter(mapping).map(ip).collect();
+        let same_site = theirs.iter().any(|ip| mapped.contains(ip));
+        let apart = !same_site && !mapped.is_empty() && !theirs.is_empty();
+        Self { hosts, mapped, same_site, apart }
     }
 
     fn shares_link(&self, ip: IpAddr) -> bool {
@@ -45,6 +49,9 @@ pub(crate) fn likelihood(kind: CandidateKind, ip: IpAddr, around: &Neighbourhood
     match (is_site_local(ip), kind) {
         (_, CandidateKind::Predicted) => 4,
         (true, _) if around.same_site => u8::from(!around.shares_link(ip)),
+        // Homes like the same numbers: from here this address leads nowhere but back. Not left out, since NATs with a pool of
+        // addresses show two of one site at different ones.
+        (true, _) if around.apart && around.hosts.contains(&ip) => 4,
         (true, _) if around.shares_link(ip) => 1,
         (true, _) => 3,
         (false, _) if hairpin => 2,
@@ -70,10 +77,14 @@ mod tests {
         ];
         let elsewhere = [candidate(ServerReflexive, "203.0.113.1")];
         let same_site = [candidate(ServerReflexive, "198.51.100.1")];
+        let unmapped = [candidate(Host, "192.168.1.2")];
         let table = [
             (ServerReflexive, "203.0.113.1", &elsewhere, 0),
             (Host, "2001:db8:2::2", &elsewhere, 0),
             (Host, "192.168.1.3", &elsewhere, 1),
+            (Host, "192.168.1.2", &elsewhere, 4),
+            (Host, "192.168.1.2", &same_site, 0),
+            (Host, "192.168.1.2", &unmapped, 1),
             (Host, "172.17.0.1", &elsewhere, 3),
             (Host, "100.64.3.4", &elsewhere, 3),
             (Host, "fd00::7", &elsewhere, 3),
