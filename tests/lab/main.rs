@@ -10,6 +10,7 @@ mod dialling;
 mod doctor;
 mod explain;
 mod garbage;
+mod household;
 mod keep_alive;
 mod matrix;
 mod networks;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(explain::trials());
     trials.extend(keep_alive::trials());
     trials.extend(networks::trials());
+    trials.extend(household::trials());
     trials.extend(transfer::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -1,0 +1,190 @@
+//! Birthday probing beside a household: what it costs the router never comes near what the others of the house need.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use end_to_end::cell::Network;
+use end_to_end::process::{PATIENCE, Program};
+use end_to_end::world::{SITE_DELAY, World};
+use libtest_mimic::Trial;
+use netsim::{Host, RouterKind, Site};
+
+use crate::trial;
+
+/// What the router remembers at most: few for a home.
+const MOST_FLOWS: usize = 2_048;
+/// Sockets of the household, and ports of the internet that each talks to: 900 flows.
+const OWN: usize = 30;
+const FAR: usize = 30;
+/// Entries that we may cost the router at any time.
+const OURS: usize = 1_024;
+/// Probing that meets nobody begins anew after 40 and 80 s.
+const PATIENCE_OF_CHANCE: Duration = Duration::from_secs(100);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("household::unharmed_by_birthday_probing_when_it_dials", || unharmed(true)),
+        trial("household::unharmed_by_birthday_probing_when_it_is_dialled", || unharmed(false)),
+    ]
+}
+
+/// Somebody on the internet who answers with the endpoint that was seen.
+struct Echoes {
+    addresses: Vec<SocketAddr>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Echoes {
+    fn start(host: &Host) -> anyhow::Result<Self> {
+        let open = || UdpSocket::bind((host.ipv4(), 0));
+        let sockets: Vec<UdpSocket> = host.run(|| (0..=FAR).map(|_| open()).collect::<Result<_, _>>())?;
+        sockets.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
+        let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while !stopping.load(Ordering::Relaxed) {
+                let mut idle = true;
+                for socket in &sockets {
+                    while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                        idle = false;
+                        let _ = socket.send_to(from.to_string().as_bytes(), from);
+                    }
+                }
+                if idle {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Ok(Self { addresses, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Echoes {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One flow: sends, and gives the endpoint at which it was seen. Nothing on the way loses packets by itself.
+fn ask(socket: &UdpSocket, far: SocketAddr) -> anyhow::Result<String> {
+    socket.send_to(b"where am I?", far)?;
+    let mut buffer = [0; 64];
+    loop {
+        let (length, from) =
+            socket.recv_from(&mut buffer).with_context(|| format!("no answer from {far}"))?;
+        if from == far {
+            return Ok(String::from_utf8(buffer[..length].to_vec())?);
+        }
+    }
+}
+
+fn socket(host: &Host) -> anyhow::Result<UdpSocket> {
+    let socket = host.run(|| UdpSocket::bind((host.ipv4(), 0)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok(socket)
+}
+
+/// A host of the household that keeps 900 flows.
+struct Household {
+    sockets: Vec<UdpSocket>,
+    /// Where each flow was seen at first, by socket.
+    seen: Vec<Vec<String>>,
+}
+
+impl Household {
+    fn open(host: &Host, far: &[SocketAddr]) -> anyhow::Result<Self> {
+        let sockets: Vec<_> = (0..OWN).map(|_| socket(host)).collect::<anyhow::Result<_>>()?;
+        let mut household = Self { sockets, seen: Vec::new() };
+        household.seen = household.ask_all(far)?;
+        Ok(household)
+    }
+
+    /// Uses every flow once, all sockets at the same time.
+    fn ask_all(&self, far: &[SocketAddr]) -> anyhow::Result<Vec<Vec<String>>> {
+        std::thread::scope(|scope| {
+            let each = |socket| move || far[..FAR].iter().map(|far| ask(socket, *far)).collect();
+            let threads: Vec<_> = self.sockets.iter().map(|socket| scope.spawn(each(socket))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        })
+    }
+
+    fn is_unharmed(&self, far: &[SocketAddr]) -> anyhow::Result<()> {
+        let now = self.ask_all(far)?;
+        ensure!(now == self.seen, "flows of the household come from elsewhere now");
+        Ok(())
+    }
+}
+
+/// Flows of a host that its router remembers: those that it has begun.
+fn flows_of(site: &Site, host: &Host) -> anyhow::Result<usize> {
+    let begun = format!(" src={} ", host.ipv4());
+    let first = |line: &String| line.find(" src=").is_some_and(|at| line[at..].starts_with(&begun));
+    Ok(site.conntrack()?.iter().filter(|line| first(line)).count())
+}
+
+fn unharmed(dials: bool) -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let web = world.lab.add_server("web")?;
+    let house = Network::new(RouterKind::EimApdf).site().most_flows(MOST_FLOWS).hosts(2);
+    let house = world.lab.add_site("house", house.delay(SITE_DELAY))?;
+    let other = world.lab.add_site("other", Network::new(RouterKind::Apdm).site())?;
+    let (ours, family) = (house.host(0), house.host(1));
+
+    let echoes = Echoes::start(&web)?;
+    let (anew, far) = echoes.addresses.split_last().context("addresses")?;
+    let household = Household::open(&family, far)?;
+    ensure!(flows_of(&house, &family)? >= OWN * FAR, "the household has too few flows");
+
+    let other = other.host(0);
+    let (dialler, listener) = if dials { (&ours, &other) } else { (&other, &ours) };
+    let (_listening, id) = world.listener(listener, "listener", &["--echo"])?;
+    let mut peer = world.peer(dialler, "dialler", &["connect", &id])?;
+    let (mut stdin, mut stdout) = (peer.stdin()?, peer.stdout()?);
+    stdin.write_all(b"are you there?")?;
+
+    let mut most = 0;
+    let mut opened = 0;
+    let deadline = Instant::now() + PATIENCE_OF_CHANCE;
+    let direct = loop {
+        // New flows of the household are not turned away, and the old ones keep their endpoints.
+        ask(&socket(&family)?, *anew).context("a new flow of the household")?;
+        opened += 1;
+        if opened % 10 == 0 {
+            household.is_unharmed(far)?;
+        }
+        most = most.max(flows_of(&house, &ours)?);
+        ensure!(most <= OURS, "{most} flows of ours");
+        let is_direct = |event: &&serde_json::Value| event["event"] == "path" && event["path"] == "direct";
+        if let Some(event) = said(&mut peer, is_direct) {
+            break event;
+        }
+        ensure!(Instant::now() < deadline, "not direct; {most} flows of ours at most");
+    };
+    household.is_unharmed(far)?;
+    ensure!(direct["rung"] == "birthday", "{direct}");
+    ensure!(opened > 3, "only {opened} flows were opened meanwhile: too few to tell");
+    // The probes are remembered still, whether or not their path is in use.
+    most = most.max(flows_of(&house, &ours)?);
+    ensure!(most <= OURS, "{most} flows of ours");
+    ensure!(most > 10, "{most} flows of ours: this was no probing");
+    println!("at most {most} flows of ours beside {} of the household", OWN * FAR + opened);
+    drop(stdin);
+    let mut echo = String::new();
+    stdout.read_to_string(&mut echo)?;
+    ensure!(echo == "are you there?" && peer.wait(PATIENCE)?.success(), "{echo:?}");
+    Ok(())
+}
+
+fn said(peer: &mut Program, wanted: impl Fn(&&serde_json::Value) -> bool) -> Option<serde_json::Value> {
+    peer.said().iter().find(wanted).cloned()
+}
