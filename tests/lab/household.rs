@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use end_to_end::cell::Network;
 use end_to_end::process::{PATIENCE, Program};
-use end_to_end::world::{SITE_DELAY, World};
+use end_to_end::world::World;
 use libtest_mimic::Trial;
 use netsim::{Host, RouterKind, Site};
 
@@ -25,10 +25,18 @@ const OURS: usize = 1_024;
 /// Probing that meets nobody begins anew after 40 and 80 s.
 const PATIENCE_OF_CHANCE: Duration = Duration::from_secs(100);
 
+/// Room for a registration, and for next to nothing else.
+const FULL: usize = 10;
+/// More than plain checks cost, and more than a lucky round of probes.
+const MANY: usize = 500;
+/// Probing pauses for less than that while it goes on.
+const QUIET: Duration = Duration::from_secs(8);
+
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("household::unharmed_by_birthday_probing_when_it_dials", || unharmed(true)),
         trial("household::unharmed_by_birthday_probing_when_it_is_dialled", || unharmed(false)),
+        trial("household::unharmed_by_birthday_probing_in_vain", unharmed_in_vain),
     ]
 }
 
@@ -132,52 +140,105 @@ fn flows_of(site: &Site, host: &Host) -> anyhow::Result<usize> {
     Ok(site.conntrack()?.iter().filter(|line| first(line)).count())
 }
 
+/// A house with a peer and a family, and what the peer has cost so far.
+struct House {
+    site: Site,
+    household: Household,
+    echoes: Echoes,
+    /// Most flows of ours at a time.
+    most: usize,
+    /// New flows of the household.
+    opened: usize,
+}
+
+impl House {
+    fn new(world: &mut World) -> anyhow::Result<Self> {
+        let echoes = Echoes::start(&world.lab.add_server("web")?)?;
+        let config = Network::new(RouterKind::EimApdf).site().most_flows(MOST_FLOWS).hosts(2);
+        let site = world.lab.add_site("house", config)?;
+        let household = Household::open(&site.host(1), &echoes.addresses)?;
+        ensure!(flows_of(&site, &site.host(1))? >= OWN * FAR, "the household has too few flows");
+        Ok(Self { site, household, echoes, most: 0, opened: 0 })
+    }
+
+    fn peer(&self) -> Host {
+        self.site.host(0)
+    }
+
+    /// New flows of the household are not turned away, and the old ones keep their endpoints.
+    fn check(&mut self) -> anyhow::Result<()> {
+        ask(&socket(&self.site.host(1))?, self.echoes.addresses[FAR])
+            .context("a new flow of the household")?;
+        self.opened += 1;
+        if self.opened.is_multiple_of(10) {
+            self.household.is_unharmed(&self.echoes.addresses)?;
+        }
+        self.most = self.most.max(flows_of(&self.site, &self.peer())?);
+        ensure!(self.most <= OURS, "{} flows of ours", self.most);
+        Ok(())
+    }
+
+    fn check_at_last(&mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.household.is_unharmed(&self.echoes.addresses)?;
+        ensure!(self.opened > 3, "only {} flows were opened meanwhile: too few to tell", self.opened);
+        println!("at most {} flows of ours beside {} of the household", self.most, OWN * FAR + self.opened);
+        Ok(())
+    }
+}
+
 fn unharmed(dials: bool) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
-    let web = world.lab.add_server("web")?;
-    let house = Network::new(RouterKind::EimApdf).site().most_flows(MOST_FLOWS).hosts(2);
-    let house = world.lab.add_site("house", house.delay(SITE_DELAY))?;
-    let other = world.lab.add_site("other", Network::new(RouterKind::Apdm).site())?;
-    let (ours, family) = (house.host(0), house.host(1));
-
-    let echoes = Echoes::start(&web)?;
-    let (anew, far) = echoes.addresses.split_last().context("addresses")?;
-    let household = Household::open(&family, far)?;
-    ensure!(flows_of(&house, &family)? >= OWN * FAR, "the household has too few flows");
-
-    let other = other.host(0);
+    let mut house = House::new(&mut world)?;
+    let other = world.lab.add_site("other", Network::new(RouterKind::Apdm).site())?.host(0);
+    let ours = house.peer();
     let (dialler, listener) = if dials { (&ours, &other) } else { (&other, &ours) };
     let (_listening, id) = world.listener(listener, "listener", &["--echo"])?;
     let mut peer = world.peer(dialler, "dialler", &["connect", &id])?;
     let (mut stdin, mut stdout) = (peer.stdin()?, peer.stdout()?);
     stdin.write_all(b"are you there?")?;
-
-    let mut most = 0;
-    let mut opened = 0;
     let deadline = Instant::now() + PATIENCE_OF_CHANCE;
     let direct = loop {
-        // New flows of the household are not turned away, and the old ones keep their endpoints.
-        ask(&socket(&family)?, *anew).context("a new flow of the household")?;
-        opened += 1;
-        if opened % 10 == 0 {
-            household.is_unharmed(far)?;
-        }
-        most = most.max(flows_of(&house, &ours)?);
-        ensure!(most <= OURS, "{most} flows of ours");
+        house.check()?;
         let is_direct = |event: &&serde_json::Value| event["event"] == "path" && event["path"] == "direct";
         if let Some(event) = said(&mut peer, is_direct) {
             break event;
         }
-        ensure!(Instant::now() < deadline, "not direct; {most} flows of ours at most");
+        ensure!(Instant::now() < deadline, "not direct; {} flows of ours at most", house.most);
     };
-    household.is_unharmed(far)?;
     ensure!(direct["rung"] == "birthday", "{direct}");
-    ensure!(opened > 3, "only {opened} flows were opened meanwhile: too few to tell");
     // The probes are remembered still, whether or not their path is in use.
-    most = most.max(flows_of(&house, &ours)?);
-    ensure!(most <= OURS, "{most} flows of ours");
-    ensure!(most > 10, "{most} flows of ours: this was no probing");
-    println!("at most {most} flows of ours beside {} of the household", OWN * FAR + opened);
+    house.check_at_last()?;
+    ensure!(house.most > 10, "{} flows of ours: this was no probing", house.most);
+    drop(stdin);
+    let mut echo = String::new();
+    stdout.read_to_string(&mut echo)?;
+    ensure!(echo == "are you there?" && peer.wait(PATIENCE)?.success(), "{echo:?}");
+    Ok(())
+}
+
+/// The other side's router has no room for the flows that would be the doors: nothing meets, and the whole budget is spent.
+fn unharmed_in_vain() -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let mut house = House::new(&mut world)?;
+    let other = Network::new(RouterKind::Apdm).site().most_flows(FULL);
+    let other = world.lab.add_site("other", other)?.host(0);
+    let (_listening, id) = world.listener(&other, "listener", &["--echo"])?;
+    let mut peer = world.peer(&house.peer(), "dialler", &["connect", &id])?;
+    let (mut stdin, mut stdout) = (peer.stdin()?, peer.stdout()?);
+    stdin.write_all(b"are you there?")?;
+    let deadline = Instant::now() + PATIENCE_OF_CHANCE;
+    let mut grown = Instant::now();
+    loop {
+        let before = house.most;
+        house.check()?;
+        grown = if house.most > before { Instant::now() } else { grown };
+        if house.most > MANY && grown.elapsed() > QUIET {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "no probing: {} flows of ours at most", house.most);
+    }
+    house.check_at_last()?;
     drop(stdin);
     let mut echo = String::new();
     stdout.read_to_string(&mut echo)?;
