@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl Host {
         netns: Namespace,
         spawner: Arc<Spawner>,
     ) -> Self {
-        assert!(!ipv4.is_empty(), "a host has an IPv4 address");
+        assert!(!(ipv4.is_empty() && ipv6.is_empty()), "a host has an address");
         Self(Arc::new(HostState { name, ipv4, ipv6, reflexive_ipv4, netns, spawner }))
     }
 
@@ -41,8 +41,18 @@ impl Host {
     }
 
     /// The address of its own interface.
+    ///
+    /// # Panics
+    ///
+    /// When the host has IPv6 only.
     pub fn ipv4(&self) -> Ipv4Addr {
-        self.0.ipv4[0]
+        self.0.ipv4.first().copied().unwrap_or_else(|| panic!("`{}` has IPv6 only", self.0.name))
+    }
+
+    /// All its addresses, IPv4 first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v4 = self.0.ipv4.iter().copied().map(IpAddr::from);
+        v4.chain(self.0.ipv6.iter().copied().map(IpAddr::from)).collect()
     }
 
     /// Its second IPv4 address; servers have one.
@@ -60,7 +70,7 @@ impl Host {
         self.0.ipv6.get(1).copied()
     }
 
-    /// The IPv4 address that servers see it come from.
+    /// The IPv4 address that servers see it come from, if it has IPv4.
     pub fn reflexive_ipv4(&self) -> Ipv4Addr {
         self.0.reflexive_ipv4
     }

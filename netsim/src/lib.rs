@@ -13,6 +13,7 @@
 
 mod address;
 mod host;
+mod ipv6;
 mod lab;
 mod link;
 pub mod model;
@@ -27,6 +28,7 @@ mod user_namespace;
 mod wiring;
 
 pub use host::Host;
+pub use ipv6::Ipv6;
 pub use lab::{BuildError, Lab};
 pub use link::{Impairment, LinkError};
 pub use process::{HostChild, HostCommand};

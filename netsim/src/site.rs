@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::Host;
+use crate::ipv6::Ipv6;
 use crate::link::{Impairment, Link};
 use crate::namespace::Namespace;
 use crate::router::{InputPolicy, Mapping, PortAllocation, Router, RouterKind};
@@ -31,7 +32,7 @@ pub struct SiteConfig {
     pub(crate) routers: Vec<Router>,
     pub(crate) hosts: u8,
     pub(crate) isolated: bool,
-    pub(crate) ipv6: bool,
+    pub(crate) ipv6: Ipv6,
     pub(crate) lan: Ipv4Addr,
     pub(crate) up: Impairment,
     pub(crate) down: Impairment,
@@ -50,7 +51,7 @@ impl SiteConfig {
             routers,
             hosts: 1,
             isolated: false,
-            ipv6: false,
+            ipv6: Ipv6::None,
             lan: Ipv4Addr::new(192, 168, 1, 0),
             up: Impairment::none(),
             down: Impairment::none(),
@@ -106,10 +107,10 @@ impl SiteConfig {
         Self { isolated, ..self }
     }
 
-    /// Whether the site has IPv6 as well; off unless asked for.
+    /// What IPv6 is like at the site; there is none unless asked for. `true` stands for [`Ipv6::Firewall`].
     #[must_use]
-    pub fn ipv6(self, ipv6: bool) -> Self {
-        Self { ipv6, ..self }
+    pub fn ipv6(self, ipv6: impl Into<Ipv6>) -> Self {
+        Self { ipv6: ipv6.into(), ..self }
     }
 
     /// The /24 of the LAN behind a NAT; 192.168.1.0 unless told otherwise. Sites may share it.

@@ -6,6 +6,7 @@ use std::thread;
 
 use crate::address::{self, SiteAddresses};
 use crate::host::Host;
+use crate::ipv6::Ipv6;
 use crate::lab::{BuildError, Lab};
 use crate::link::{Link, LinkError};
 use crate::namespace::Namespace;
@@ -63,6 +64,7 @@ pub(crate) struct Plan {
 }
 
 /// A carrier that is there already, for one more customer.
+#[derive(Clone, Debug)]
 pub(crate) struct Carrier {
     line: u8,
     /// Counted from zero.
@@ -133,16 +135,17 @@ impl Plan {
         let hosts = (0..).zip(&namespaces.hosts).map(|(number, netns)| {
             let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
             let v4 = address::lan_host_v4(self.lan, number);
-            let v6 = self.config.ipv6.then(|| self.at.host_v6(number));
+            let v6 = self.config.ipv6.is_there().then(|| self.at.host_v6(number));
             let reflexive = if translated { self.line().wan_v4() } else { v4 };
-            let addresses = (vec![v4], Vec::from_iter(v6));
+            let v4 = self.config.ipv6.leaves_ipv4().then_some(v4);
+            let addresses = (Vec::from_iter(v4), Vec::from_iter(v6));
             Host::new(name, addresses, reflexive, netns.clone(), Arc::clone(&lab.spawner))
         });
         Ok(SiteState {
             hosts: hosts.collect(),
             line: self.carrier.as_ref().map_or(self.index, |carrier| carrier.line),
             wan_ipv4: self.line().wan_v4(),
-            wan_ipv6: self.config.ipv6.then(|| self.line().wan_v6()),
+            wan_ipv6: self.config.ipv6.is_there().then(|| self.line().wan_v6()),
             name: self.name,
             config: self.config,
             edge: namespaces.edge,
@@ -152,7 +155,7 @@ impl Plan {
     }
 
     fn namespaces(&self) -> Result<Namespaces, BuildError> {
-        let ipv6 = self.config.ipv6;
+        let ipv6 = self.config.ipv6.is_there();
         let router = || router_namespace(ipv6);
         let (edge, routers) = match &self.carrier {
             Some(carrier) => (carrier.edge.clone(), vec![router()?, carrier.router.clone()]),
@@ -223,7 +226,7 @@ impl Plan {
                     tool::ip(netns, &self.router_batch(position))?;
                     let wan = self.wan_of(position);
                     // A carrier translates IPv4 and leaves IPv6 alone; the home's firewall is enough.
-                    let ipv6 = self.config.ipv6 && position == 0;
+                    let ipv6 = if position == 0 { self.config.ipv6 } else { Ipv6::None };
                     self.config.routers[position].install(netns, wan, ipv6)
                 }));
             }
@@ -251,7 +254,7 @@ impl Plan {
             at.routed_v4(),
             edge = at.transit_edge_v4(),
         );
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             let (core, edge, site) = (at.transit_core_v6(), at.transit_edge_v6(), at.site_v6());
             batch +=
                 &format!("address add {core}/64 dev {dev} nodad\nroute add {site}/48 via {edge} dev {dev}\n");
@@ -275,7 +278,7 @@ impl Plan {
             at.routed_v4(),
             wan = at.wan_v4(),
         );
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             batch += &format!(
                 "address add {}/64 dev core nodad\naddress add {}/64 dev site nodad\n\
                  route add ::/0 via {}\nroute add {}/48 via {wan}\n\
@@ -322,7 +325,7 @@ impl Plan {
             at.wan_v4(),
             edge = at.edge_v4(),
         );
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             batch += &format!(
                 "address add {}/64 dev wan nodad\nroute add ::/0 via {edge}\n\
                  neighbour replace {edge} lladdr {EDGE_MAC} nud permanent dev wan\n",
@@ -337,7 +340,7 @@ impl Plan {
         let (customer, gateway) = (self.wan_of(0), address::CARRIER_GATEWAY_V4);
         let mut batch =
             format!("link set wan up\naddress add {customer}/24 dev wan\nroute add default via {gateway}\n");
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             let (customer, gateway) = (self.at.carrier_customer_v6(), self.at.carrier_gateway_v6());
             batch += &format!("address add {customer}/64 dev wan nodad\nroute add ::/0 via {gateway}\n");
         }
@@ -354,7 +357,7 @@ impl Plan {
     /// What a carrier needs for one more customer.
     fn customer_batch(&self) -> String {
         let mut batch = format!("link set customer{} master lan up\n", self.customer());
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             let (customer, gateway) = (self.at.carrier_customer_v6(), self.at.carrier_gateway_v6());
             let lan = self.at.lan_v6();
             batch += &format!("address add {gateway}/64 dev lan nodad\nroute add {lan}/64 via {customer}\n");
@@ -364,14 +367,14 @@ impl Plan {
 
     /// `batch` where the site has IPv6, else nothing.
     fn ipv6_only(&self, batch: String) -> String {
-        if self.config.ipv6 { batch } else { String::new() }
+        if self.config.ipv6.is_there() { batch } else { String::new() }
     }
 
     fn lan_batch(&self) -> String {
         let gateway = address::lan_gateway_v4(self.lan);
         let mut batch =
             format!("link add name lan type bridge\nlink set lan up\naddress add {gateway}/24 dev lan\n");
-        if self.config.ipv6 {
+        if self.config.ipv6.is_there() {
             batch += &format!("address add {}/64 dev lan nodad\n", self.at.lan_gateway_v6());
         }
         for number in 0..self.config.hosts {
@@ -385,11 +388,11 @@ impl Plan {
 
     fn host_batch(&self, number: u8) -> String {
         let (host, gateway) = (address::lan_host_v4(self.lan, number), address::lan_gateway_v4(self.lan));
-        let mut batch = format!(
-            "link set lo up\nlink set eth0 up\naddress add {host}/24 dev eth0\n\
-             route add default via {gateway}\n"
-        );
-        if self.config.ipv6 {
+        let mut batch = String::from("link set lo up\nlink set eth0 up\n");
+        if self.config.ipv6.leaves_ipv4() {
+            batch += &format!("address add {host}/24 dev eth0\nroute add default via {gateway}\n");
+        }
+        if self.config.ipv6.is_there() {
             let (host, gateway) = (self.at.host_v6(number), self.at.lan_gateway_v6());
             batch += &format!("address add {host}/64 dev eth0 nodad\nroute add ::/0 via {gateway}\n");
         }

@@ -26,8 +26,8 @@ Examples:
   netsim topology --site a=eim-eif,hosts=2,ipv6 --server s
       print who has which address
 
-A site is NAME=KIND[,OPTION...]. Options: hosts=N, ipv6, input=POLICY, hairpin, behind=SITE (one more customer of
-its carrier, on its line), delay=20ms, jitter=5ms, loss=1%, reorder=1%, duplicate=1%, rate=50mbit (each direction). Its hosts are NAME, NAME.1, NAME.2, ...
+A site is NAME=KIND[,OPTION...]. Options: hosts=N, ipv6[=firewall|open|only|broken], input=POLICY, hairpin,
+behind=SITE (one more customer of its carrier, on its line), delay=20ms, jitter=5ms, loss=1%, reorder=1%, duplicate=1%, rate=50mbit (each direction). Its hosts are NAME, NAME.1, NAME.2, ...
 
 Kinds: public, eim-eif, eim-adf, eim-apdf, apdm, apdm-sequential, apdm-preserving, firewall, udp-blocked,
 carrier-eim, carrier-apdm.

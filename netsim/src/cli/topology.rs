@@ -1,12 +1,13 @@
 //! A lab as described on the command line.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use netsim::{Host, Impairment, InputPolicy, Lab, RouterKind, SiteConfig};
+use netsim::{Host, Impairment, InputPolicy, Ipv6, Lab, RouterKind, SiteConfig};
 
 use super::units;
 
@@ -31,9 +32,9 @@ pub(super) struct Topology {
     /// WAN input policy of all sites that do not say otherwise: drop, reject or accept.
     #[arg(long)]
     input: Option<InputPolicy>,
-    /// Give every site IPv6 as well.
-    #[arg(long)]
-    ipv6: bool,
+    /// IPv6 of all sites that do not say otherwise: none, firewall (the default with `--ipv6`), open, only, broken.
+    #[arg(long, value_name = "IPV6", num_args = 0..=1, require_equals = true, default_missing_value = "firewall")]
+    ipv6: Option<Ipv6>,
 }
 
 /// A lab to describe.
@@ -58,7 +59,7 @@ enum SiteSetting {
     Behind(String),
     Hairpin,
     Hosts(u8),
-    Ipv6,
+    Ipv6(Ipv6),
     Input(InputPolicy),
     Delay(Duration),
     Jitter(Duration),
@@ -99,7 +100,8 @@ impl FromStr for SiteSetting {
             "hosts" => Self::Hosts(value.parse().with_context(|| format!("`{text}` is no number of hosts"))?),
             "behind" => Self::Behind(value.to_owned()),
             "hairpin" => Self::Hairpin,
-            "ipv6" => Self::Ipv6,
+            "ipv6" if value.is_empty() => Self::Ipv6(Ipv6::Firewall),
+            "ipv6" => Self::Ipv6(value.parse()?),
             "input" => Self::Input(value.parse()?),
             "delay" => Self::Delay(units::duration(value)?),
             "jitter" => Self::Jitter(units::duration(value)?),
@@ -141,13 +143,14 @@ impl Topology {
     }
 
     fn config(&self, site: &SiteOption) -> SiteConfig {
-        let mut config = SiteConfig::new(site.kind).ipv6(self.ipv6);
+        let mut config = SiteConfig::new(site.kind);
         let mut line = Impairment::none();
         let common = [
             self.delay.map(SiteSetting::Delay),
             self.loss.map(SiteSetting::Loss),
             self.rate.map(SiteSetting::Rate),
             self.input.map(SiteSetting::Input),
+            self.ipv6.map(SiteSetting::Ipv6),
         ];
         for setting in common.into_iter().flatten().chain(site.options.iter().cloned()) {
             match setting {
@@ -155,7 +158,7 @@ impl Topology {
                 SiteSetting::Behind(_) => {}
                 SiteSetting::Hairpin => config = config.hairpin(true),
                 SiteSetting::Hosts(hosts) => config = config.hosts(hosts),
-                SiteSetting::Ipv6 => config = config.ipv6(true),
+                SiteSetting::Ipv6(ipv6) => config = config.ipv6(ipv6),
                 SiteSetting::Input(input) => config = config.input(input),
                 SiteSetting::Delay(delay) => line = line.delay(delay),
                 SiteSetting::Jitter(jitter) => line = line.jitter(jitter),
@@ -177,17 +180,14 @@ impl Print {
             return Ok(ExitCode::SUCCESS);
         }
         for server in lab.servers() {
-            println!("{:<12} server        {}", server.name(), addresses(server));
+            println!("{:<12} server          {}", server.name(), addresses(server));
         }
         for site in lab.sites() {
             let kind = site.kind().map_or("described", RouterKind::name);
             for host in site.hosts() {
-                println!(
-                    "{:<12} {kind:<13} {} seen as {}",
-                    host.name(),
-                    addresses(host),
-                    host.reflexive_ipv4()
-                );
+                let seen =
+                    ipv4(host).map(|_| format!(" seen as {}", host.reflexive_ipv4())).unwrap_or_default();
+                println!("{:<12} {kind:<15} {}{seen}", host.name(), addresses(host));
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -195,22 +195,23 @@ impl Print {
 }
 
 fn addresses(host: &Host) -> String {
-    let v4 = [Some(host.ipv4()), host.second_ipv4()];
-    let v6 = [host.ipv6(), host.second_ipv6()];
-    let v4 = v4.into_iter().flatten().map(|address| address.to_string());
-    let v6 = v6.into_iter().flatten().map(|address| address.to_string());
-    v4.chain(v6).collect::<Vec<_>>().join(" ")
+    host.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Its IPv4 address, if it has any.
+fn ipv4(host: &Host) -> Option<IpAddr> {
+    host.addresses().into_iter().find(IpAddr::is_ipv4)
 }
 
 fn as_json(lab: &Lab) -> serde_json::Value {
     let host = |host: &Host| {
         serde_json::json!({
             "name": host.name(),
-            "ipv4": host.ipv4(),
+            "ipv4": ipv4(host),
             "second_ipv4": host.second_ipv4(),
             "ipv6": host.ipv6(),
             "second_ipv6": host.second_ipv6(),
-            "reflexive_ipv4": host.reflexive_ipv4(),
+            "reflexive_ipv4": ipv4(host).map(|_| host.reflexive_ipv4()),
         })
     };
     let site = |site: &netsim::Site| {
@@ -243,7 +244,8 @@ pub(super) fn environment(lab: &Lab) -> Vec<(String, String)> {
     let variables = hosts.flat_map(|host| {
         let name = host.name().to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         let ipv6 = host.ipv6().map(|address| (format!("NETSIM_{name}_IPV6"), address.to_string()));
-        [Some((format!("NETSIM_{name}"), host.ipv4().to_string())), ipv6].into_iter().flatten()
+        let ipv4 = ipv4(host).map(|address| (format!("NETSIM_{name}"), address.to_string()));
+        [ipv4, ipv6].into_iter().flatten()
     });
     variables.collect()
 }

@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::gateway::Verdict;
 use super::packet::{DEFAULT_TTL, Packet, Protocol};
 use super::topology::{Route, Topology, Uplink};
+use crate::ipv6::Ipv6;
 use crate::link::{Fate, Line};
 use crate::site::SiteConfig;
 
@@ -338,10 +339,11 @@ impl Network {
             self.report(traveller, What::Error { reporter: to });
             return;
         }
-        let verdict = if traveller.packet.destination.is_ipv4() || node.filters_ipv6 {
-            node.gateway.outbound(&mut traveller.packet, &mut self.random, now)
-        } else {
-            super::gateway::pass(&mut traveller.packet)
+        let packet = &mut traveller.packet;
+        let verdict = match node.ipv6 {
+            Ipv6::Open if packet.destination.is_ipv6() => super::gateway::pass(packet),
+            Ipv6::Broken if packet.destination.is_ipv6() => Verdict::Drop,
+            _ => node.gateway.outbound(packet, &mut self.random, now),
         };
         self.show(|| self.name(router), told(verdict, "leaves"), &traveller);
         if self.settle(verdict, lan.into(), &traveller) {
@@ -375,10 +377,11 @@ impl Network {
     fn enter(&mut self, router: usize, mut traveller: Traveller) {
         let node = &mut self.topology.nodes[router];
         let wan = node.wan;
-        let verdict = if traveller.packet.destination.is_ipv4() || node.filters_ipv6 {
-            node.gateway.inbound(&mut traveller.packet, self.now)
-        } else {
-            super::gateway::pass(&mut traveller.packet)
+        let packet = &mut traveller.packet;
+        let verdict = match node.ipv6 {
+            Ipv6::Open if packet.destination.is_ipv6() => super::gateway::pass(packet),
+            Ipv6::Broken if packet.destination.is_ipv6() => Verdict::Drop,
+            _ => node.gateway.inbound(packet, self.now),
         };
         self.show(|| self.name(router), told(verdict, "enters"), &traveller);
         if self.settle(verdict, wan.into(), &traveller) {

@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 use super::gateway::Gateway;
 use super::packet::Protocol;
 use crate::address::{self, SiteAddresses};
+use crate::ipv6::Ipv6;
 use crate::link::Line;
 use crate::router::Router;
 use crate::site::SiteConfig;
@@ -46,8 +47,8 @@ pub(super) struct Node {
     pub(super) lan: Ipv4Addr,
     /// The /64 of its LAN, where there is one.
     pub(super) lan_v6: Option<Ipv6Addr>,
-    /// A carrier's leaves IPv6 alone.
-    pub(super) filters_ipv6: bool,
+    /// What it does to IPv6. A carrier's leaves it alone.
+    pub(super) ipv6: Ipv6,
     pub(super) hairpin: bool,
     pub(super) machines: Vec<usize>,
     pub(super) customers: Vec<usize>,
@@ -160,8 +161,9 @@ impl Topology {
         }
         let first = self.machines.len();
         for number in 0..config.hosts {
-            let v6 = config.ipv6.then(|| at.host_v6(number).into());
-            let addresses = std::iter::once(address::lan_host_v4(lan, number).into()).chain(v6).collect();
+            let v4 = config.ipv6.leaves_ipv4().then(|| address::lan_host_v4(lan, number).into());
+            let v6 = config.ipv6.is_there().then(|| at.host_v6(number).into());
+            let addresses = v4.into_iter().chain(v6).collect();
             self.machines.push(Machine::new(addresses, Some(home)));
         }
         let machines: Vec<usize> = (first..self.machines.len()).collect();
@@ -170,8 +172,8 @@ impl Topology {
             uplink,
             wan,
             lan: address::lan_gateway_v4(lan),
-            lan_v6: config.ipv6.then(|| at.lan_v6()),
-            filters_ipv6: true,
+            lan_v6: config.ipv6.is_there().then(|| at.lan_v6()),
+            ipv6: config.ipv6,
             hairpin: router.hairpin,
             machines: machines.clone(),
             customers: Vec::new(),
@@ -218,7 +220,7 @@ fn carrier_node(router: &Router, uplink: Uplink, at: SiteAddresses) -> Node {
         wan: at.wan_v4(),
         lan: address::CARRIER_GATEWAY_V4,
         lan_v6: None,
-        filters_ipv6: false,
+        ipv6: Ipv6::Open,
         hairpin: router.hairpin,
         machines: Vec::new(),
         customers: Vec::new(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::ipv6::Ipv6;
 use crate::namespace::{Namespace, write_sysctl};
 use crate::tool::{self, ToolError};
 
@@ -98,7 +99,7 @@ pub enum Egress {
 /// One router, described by what it does.
 ///
 /// [`RouterKind`] names the usual ones. Translation applies to IPv4; IPv6 is routed, behind a stateful firewall
-/// wherever [`filtering`](Self::filtering) is set.
+/// wherever [`filtering`](Self::filtering) is set, unless the site says otherwise ([`Ipv6`]).
 ///
 /// Endpoint-independent mapping with endpoint-independent or address-dependent filtering is built for UDP; TCP
 /// through such a router is filtered by address and port.
@@ -178,12 +179,15 @@ impl Router {
     }
 
     /// Loads the rules into the router's namespace, whose interfaces are `wan` and `lan`.
-    pub(crate) fn install(&self, namespace: &Namespace, wan: Ipv4Addr, ipv6: bool) -> Result<(), ToolError> {
+    pub(crate) fn install(&self, namespace: &Namespace, wan: Ipv4Addr, ipv6: Ipv6) -> Result<(), ToolError> {
         if let Some(rules) = iptables::ipv4(self) {
             tool::iptables(namespace, &rules)?;
         }
-        if let Some(rules) = iptables::ipv6(self).filter(|_| ipv6) {
+        if let (Some(rules), Ipv6::Firewall | Ipv6::Only) = (iptables::ipv6(self), ipv6) {
             tool::ip6tables(namespace, &rules)?;
+        }
+        if ipv6 == Ipv6::Broken {
+            tool::nft(namespace, nft::BROKEN_IPV6)?;
         }
         if self.needs_binding_maps() {
             tool::nft(namespace, &nft::bindings(self, wan))?;
@@ -305,7 +309,7 @@ impl Serialize for RouterKind {
     }
 }
 
-/// A name that [`RouterKind`] or [`InputPolicy`] does not know.
+/// A name that [`RouterKind`], [`InputPolicy`] or [`Ipv6`] does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` is none of: {known}")]
 pub struct UnknownName {
@@ -314,7 +318,7 @@ pub struct UnknownName {
 }
 
 impl UnknownName {
-    fn new(name: &str, known: impl IntoIterator<Item = &'static str>) -> Self {
+    pub(crate) fn new(name: &str, known: impl IntoIterator<Item = &'static str>) -> Self {
         Self { name: name.to_owned(), known: known.into_iter().collect::<Vec<_>>().join(", ") }
     }
 }

@@ -152,3 +152,9 @@ pub(super) fn most_flows(most: usize) -> String {
 "#
     )
 }
+
+/// The transaction that lets IPv6 of the hosts vanish. The router's own, by which hosts find it, is left alone.
+pub(super) const BROKEN_IPV6: &str = "\
+add table ip6 broken
+add chain ip6 broken forward { type filter hook forward priority filter - 10; policy drop; }
+";
