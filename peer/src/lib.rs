@@ -31,6 +31,7 @@ mod explain;
 mod gather;
 mod keep_alive;
 mod reflection;
+mod resolve;
 mod session;
 mod signalling;
 mod socket;

@@ -52,7 +52,7 @@ pub(crate) struct Reflection {
     sequence: u64,
     probes: Vec<Probe>,
     random: StdRng,
-    /// The port that the sockets are bound to.
+    /// The port that the socket is bound to whose mapping is judged.
     local_port: u16,
     /// What the signalling connection's source looked like to the server.
     observed: SocketAddr,
@@ -66,7 +66,7 @@ pub(crate) struct Reflection {
 }
 
 impl Reflection {
-    /// `local_port` is that of the socket whose source the server has `observed`. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
+    /// `local_port` is that of the IPv4 socket if there are destinations of IPv4; `observed` is where the server saw signalling come from. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
     /// family; asks the others only to learn mappings.
     pub(crate) fn new(
         registration: RegistrationId,
@@ -130,6 +130,7 @@ impl Reflection {
 
     /// The next datagram that is due.
     pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
+        let bound = self.is_bound();
         let Some(probe) = self.probes.iter_mut().find(|probe| probe.next <= now) else {
             return self.renew_signalling(now);
         };
@@ -149,7 +150,13 @@ impl Reflection {
         probe.outstanding.push(transaction);
         // 0.25, 0.5, 1, 2, then every 4 s until the round is over.
         let doubled = RTO * (1 << (probe.outstanding.len() - 1).min(4));
-        probe.next = now + doubled.min(Duration::from_secs(4));
+        probe.next = now
+            + if bound && probe.unanswered_rounds > 0 {
+                // The server answers, but not here: a port or a family that does not work. Should that change, a keep-alive tells.
+                self.keep_alive
+            } else {
+                doubled.min(Duration::from_secs(4))
+            };
         let (socket, destination) = (probe.socket, probe.destination);
         Some(ProbeTransmit { socket, destination, datagram: datagram.ok()? })
     }
@@ -371,6 +378,74 @@ mod tests {
             now += RTO;
         }
         assert!(reflection.is_settled());
+    }
+
+    /// Registered over IPv6, at a server that has IPv4 as well.
+    fn of_both_families(now: Instant) -> Reflection {
+        let destinations =
+            ["[2001:db8::1]:3478", "[2001:db8::1]:3479", "198.51.100.1:3478", "198.51.100.1:3479"]
+                .map(address);
+        let destinations = [0, 0, 1, 1].into_iter().zip(destinations).collect::<Vec<_>>();
+        let observed = address("[2001:db8:5::5]:4006");
+        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 1, now).unwrap()
+    }
+
+    #[test]
+    fn the_other_family_is_measured_beside_that_of_the_relay() {
+        let now = Instant::now();
+        for (ports, mapping) in [
+            ([1000, 1000], Mapping::EndpointIndependent),
+            ([4000, 9002], Mapping::AddressAndPortDependent(PortAllocation::Preserving)),
+        ] {
+            let mut reflection = of_both_families(now);
+            while let Some(transmit) = reflection.poll_transmit(now) {
+                let request = Received::parse(&transmit.datagram).unwrap();
+                let key = Key::new(KEY).unwrap();
+                let key = request.username().is_some().then_some(&key);
+                let mapped = if transmit.socket == 0 {
+                    address("[2001:db8:5::5]:4006")
+                } else {
+                    SocketAddr::new(
+                        [203, 0, 113, 5].into(),
+                        ports[usize::from(transmit.destination.port() == 3479)],
+                    )
+                };
+                let response = stun::binding_success(request.transaction(), mapped, key).unwrap();
+                let response = Received::parse(&response).unwrap();
+                assert!(reflection.handle_response(transmit.destination, &response, now));
+            }
+            assert!(reflection.is_settled());
+            assert_eq!(reflection.mapping(), mapping);
+            let mapped = reflection.mapped();
+            assert!(mapped.iter().any(|(_, mapped)| mapped.is_ipv4()), "{mapped:?}");
+        }
+    }
+
+    #[test]
+    fn a_family_that_does_not_work_is_left_alone() {
+        let start = Instant::now();
+        let mut reflection = of_both_families(start);
+        let (mut now, mut asked) = (start, 0);
+        while now < start + Duration::from_secs(600) {
+            while let Some(transmit) = reflection.poll_transmit(now) {
+                if transmit.socket == 1 {
+                    asked += 1;
+                    continue;
+                }
+                let request = Received::parse(&transmit.datagram).unwrap();
+                let key = Key::new(KEY).unwrap();
+                let key = request.username().is_some().then_some(&key);
+                let mapped = address("[2001:db8:5::5]:4006");
+                let response = stun::binding_success(request.transaction(), mapped, key).unwrap();
+                let response = Received::parse(&response).unwrap();
+                assert!(reflection.handle_response(transmit.destination, &response, now));
+            }
+            now = reflection.poll_timeout().unwrap();
+        }
+        assert!(reflection.is_settled());
+        // One round at each of two ports, then a keep-alive's pace: 40 in ten minutes.
+        let most = 2 * (MAX_REQUESTS + 600 / SAFE.as_secs() as u32);
+        assert!((2 * MAX_REQUESTS..=most).contains(&asked), "{asked}");
     }
 
     #[test]

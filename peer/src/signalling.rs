@@ -11,12 +11,10 @@ use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::driver::Event;
+use crate::resolve::{ATTEMPT_DELAY, has_route, resolve};
 
 /// How long one server address may take to finish a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Head start of one address over the next (RFC 8305, section 5: Connection Attempt Delay).
-pub(crate) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// First and longest pause before the next try; each is drawn from half to one and a half times its value, so that peers of a restarted
 /// server do not come back all at once.
@@ -78,6 +76,15 @@ pub enum ServerError {
     },
 }
 
+/// Where a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Where the signalling connection goes.
+    pub(crate) signalling: SocketAddr,
+    /// An address of the other family, where it has one. That it can be reached is not known.
+    pub(crate) other: Option<SocketAddr>,
+}
+
 /// What the driver and a signalling task need of each other.
 pub(crate) struct Signalling {
     pub(crate) index: usize,
@@ -133,7 +140,7 @@ impl Signalling {
 
     /// One connection from beginning to end. `None`: the driver is gone.
     async fn session(&mut self) -> Result<Option<ServerError>, ServerError> {
-        let (connection, address) = self.connect().await?;
+        let (connection, place) = self.connect().await?;
         let (mut send, receive) =
             connection.open_bi().await.map_err(|error| self.lost(&connection, &error.to_string()))?;
         let (reply, register) = oneshot::channel();
@@ -143,7 +150,7 @@ impl Signalling {
         }
         let Ok(register) = register.await else { return Ok(None) };
         self.write(&connection, &mut send, &Request::Register(register)).await?;
-        let reader = read(self.index, address, receive, self.events.clone());
+        let reader = read(self.index, place, receive, self.events.clone());
         tokio::pin!(reader);
         loop {
             tokio::select! {
@@ -199,15 +206,11 @@ impl Signalling {
     }
 
     /// Races the server's addresses, each with a head start over the next (RFC 8305).
-    async fn connect(&self) -> Result<(Connection, SocketAddr), ServerError> {
+    async fn connect(&self) -> Result<(Connection, Place), ServerError> {
         let host = self.address.host.clone();
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), self.address.port))
-            .await
-            .map_err(|error| ServerError::Resolve { host: host.clone(), cause: error.to_string() })?
-            .collect();
-        let addresses = interleave(&addresses);
+        let addresses = resolve(&self.address).await?;
         let mut attempts = tokio::task::JoinSet::new();
-        for (order, address) in addresses.into_iter().take(8).enumerate() {
+        for &address in &addresses {
             let (reply, remote) = oneshot::channel();
             if self.events.send(Event::ServerAddress { address, reply }).await.is_err() {
                 break;
@@ -215,6 +218,7 @@ impl Signalling {
             let Ok(Some(synthetic)) = remote.await else { continue };
             let config = self.client_config();
             let quinn = self.quinn.clone();
+            let order = attempts.len();
             attempts.spawn(async move {
                 tokio::time::sleep(ATTEMPT_DELAY * order as u32).await;
                 let connecting = quinn.connect_with(config?, synthetic, "rendezvous").ok()?;
@@ -224,7 +228,13 @@ impl Signalling {
         let mut failure = ServerError::Unreachable { host: host.clone(), port: self.address.port };
         while let Some(attempt) = attempts.join_next().await {
             match attempt {
-                Ok(Some((Ok(Ok(connection)), address))) => return Ok((connection, address)),
+                Ok(Some((Ok(Ok(connection)), signalling))) => {
+                    let other = |address: &&SocketAddr| {
+                        address.is_ipv4() != signalling.is_ipv4() && has_route(**address)
+                    };
+                    let other = addresses.iter().find(other).copied();
+                    return Ok((connection, Place { signalling, other }));
+                }
                 Ok(Some((Ok(Err(error)), _))) if is_wrong_key(&error) => {
                     failure = ServerError::WrongKey { host: host.clone(), id: self.address.id };
                 }
@@ -251,12 +261,7 @@ impl Signalling {
 }
 
 /// Reads notices until the stream ends; says how it ended.
-async fn read(
-    server: usize,
-    address: SocketAddr,
-    mut receive: RecvStream,
-    events: mpsc::Sender<Event>,
-) -> String {
+async fn read(server: usize, place: Place, mut receive: RecvStream, events: mpsc::Sender<Event>) -> String {
     let mut decoder = Decoder::default();
     loop {
         match receive.read_chunk(16 * 1024, true).await {
@@ -267,7 +272,7 @@ async fn read(
         loop {
             let event = match decoder.poll::<Notice>() {
                 Ok(None) => break,
-                Ok(Some(Notice::Registered(registered))) => up(server, address, registered),
+                Ok(Some(Notice::Registered(registered))) => up(server, place, registered),
                 Ok(Some(notice)) => Event::Notice { server, notice },
                 Err(error) => return format!("the server does not speak this protocol: {error}"),
             };
@@ -278,37 +283,6 @@ async fn read(
     }
 }
 
-fn up(server: usize, address: SocketAddr, registered: Registered) -> Event {
-    Event::ServerUp { server, address, registered }
-}
-
-/// Alternates the families, the first one's first (RFC 8305, section 4).
-pub(crate) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let Some(first) = addresses.first() else { return Vec::new() };
-    let same = addresses.iter().filter(|address| address.is_ipv4() == first.is_ipv4());
-    let mut other = addresses.iter().filter(|address| address.is_ipv4() != first.is_ipv4());
-    let mut all = Vec::new();
-    for address in same {
-        all.push(*address);
-        all.extend(other.next());
-    }
-    all.extend(other);
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_take_turns() {
-        let parse =
-            |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
-        let mixed =
-            parse(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        let expected =
-            parse(&["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        assert_eq!(interleave(&mixed), expected);
-        assert!(interleave(&[]).is_empty());
-    }
+fn up(server: usize, place: Place, registered: Registered) -> Event {
+    Event::ServerUp { server, place, registered }
 }

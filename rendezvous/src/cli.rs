@@ -77,9 +77,9 @@ struct Serve {
         default_values_t = DEFAULT_REFLECTION_PORTS
     )]
     reflection_ports: Vec<u16>,
-    /// Name or address under which peers find this server [default: the machine's own best address].
-    #[arg(long, value_name = "NAME", value_parser = parse_host)]
-    host: Option<String>,
+    /// Names or addresses under which peers find this server, such as its IPv4 and its IPv6 address [default: the machine's own best].
+    #[arg(long = "host", value_name = "NAME,...", value_delimiter = ',', value_parser = parse_host)]
+    hosts: Vec<String>,
     /// Relay threads [default: one per core].
     #[arg(long, value_name = "N")]
     relay_threads: Option<NonZeroUsize>,
@@ -146,7 +146,7 @@ impl Serve {
         for address in self.alternate_ip {
             builder = builder.alternate(address);
         }
-        if let Some(host) = self.host {
+        for host in self.hosts {
             builder = builder.host(host);
         }
         if let Some(threads) = self.relay_threads {
@@ -181,9 +181,11 @@ impl Serve {
 /// A host as an `rv://` address may name it.
 fn parse_host(text: &str) -> Result<String, ParseAddressError> {
     let id = PeerId::from_bytes([0; 32]);
-    let address = RendezvousAddress { id, host: text.to_owned(), port: DEFAULT_SIGNALLING_PORT };
-    let address: RendezvousAddress = address.to_string().parse()?;
-    if address.host == text { Ok(address.host) } else { Err(ParseAddressError::Host) }
+    let host = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).to_owned();
+    let port = DEFAULT_SIGNALLING_PORT;
+    let address = RendezvousAddress { id, host, alternatives: Vec::new(), port };
+    let parsed: RendezvousAddress = address.to_string().parse()?;
+    if parsed == address { Ok(address.host) } else { Err(ParseAddressError::Host) }
 }
 
 fn usage(message: &str) -> ! {
@@ -236,7 +238,7 @@ fn announce(server: &Server, json: bool) -> io::Result<()> {
          peer connect --server {address} <id>\n",
         ports.signalling
     );
-    if address.host.parse().is_ok_and(|ip: IpAddr| !hosts::is_global(ip)) {
+    if address.hosts().all(|host| host.parse().is_ok_and(|ip: IpAddr| !hosts::is_global(ip))) {
         text.push_str(
             "\nThis address is not one of the Internet's. If the machine has one in front of it, name it with --host.\n",
         );

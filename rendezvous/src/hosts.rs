@@ -5,23 +5,30 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::ports::Listen;
 
-/// The best address to reach this host at, as far as it can tell by itself.
-pub(crate) fn best(listen: &Listen) -> String {
-    choose(own(listen)).to_string()
+/// The best address to reach this host at, as far as it can tell by itself; and where that is one of the Internet's and there is one of
+/// the other family, too, both.
+pub(crate) fn best(listen: &Listen) -> Vec<String> {
+    best_of(own(listen)).iter().map(IpAddr::to_string).collect()
 }
 
-/// Each alternate address with the one that peers otherwise use: the one that they are told if it is of that family and the
+fn best_of(own: Vec<IpAddr>) -> Vec<IpAddr> {
+    let first = choose(own.clone());
+    let other = |ip: &IpAddr| is_global(first) && is_global(*ip) && ip.is_ipv4() != first.is_ipv4();
+    std::iter::once(first).chain(own.into_iter().find(other)).collect()
+}
+
+/// Each alternate address with the one that peers otherwise use: one that they are told if it is of that family and the
 /// host's own, else the best.
-pub(crate) fn pairs(listen: &Listen, host: Option<&str>, alternates: &[IpAddr]) -> Vec<[IpAddr; 2]> {
+pub(crate) fn pairs(listen: &Listen, hosts: &[String], alternates: &[IpAddr]) -> Vec<[IpAddr; 2]> {
     let own = own(listen);
-    let told = host.and_then(|host| host.parse().ok());
-    alternates.iter().filter_map(|alternate| Some([primary(&own, told, *alternate)?, *alternate])).collect()
+    let told: Vec<IpAddr> = hosts.iter().filter_map(|host| host.parse().ok()).collect();
+    alternates.iter().filter_map(|alternate| Some([primary(&own, &told, *alternate)?, *alternate])).collect()
 }
 
-fn primary(own: &[IpAddr], told: Option<IpAddr>, alternate: IpAddr) -> Option<IpAddr> {
+fn primary(own: &[IpAddr], told: &[IpAddr], alternate: IpAddr) -> Option<IpAddr> {
     let fits = |ip: &&IpAddr| **ip != alternate && ip.is_ipv4() == alternate.is_ipv4();
     let fitting: Vec<IpAddr> = own.iter().filter(fits).copied().collect();
-    let told = told.filter(|ip| fitting.contains(ip));
+    let told = told.iter().copied().find(|ip| fitting.contains(ip));
     told.or_else(|| (!fitting.is_empty()).then(|| choose(fitting)))
 }
 
@@ -84,14 +91,29 @@ mod tests {
     fn the_alternate_address_stands_in_for_the_one_that_peers_are_told() {
         let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
         let own = ips(&["127.0.0.1", "10.0.0.5", "203.0.113.10", "203.0.113.11", "5.9.1.2", "2a01:4f8::1"]);
-        let primary = |told: Option<&str>, alternate: &str| {
-            let told = told.map(|ip| ip.parse().unwrap());
-            primary(&own, told, alternate.parse().unwrap()).map(|ip| ip.to_string())
+        let primary = |told: &[&str], alternate: &str| {
+            primary(&own, &ips(told), alternate.parse().unwrap()).map(|ip| ip.to_string())
         };
-        assert_eq!(primary(Some("203.0.113.10"), "203.0.113.11").as_deref(), Some("203.0.113.10"));
-        assert_eq!(primary(None, "203.0.113.11").as_deref(), Some("5.9.1.2"));
-        assert_eq!(primary(Some("192.0.2.1"), "10.0.0.5").as_deref(), Some("5.9.1.2"));
-        assert_eq!(primary(None, "2a01:4f8::1"), None, "the only one of its family");
+        assert_eq!(primary(&["203.0.113.10"], "203.0.113.11").as_deref(), Some("203.0.113.10"));
+        assert_eq!(primary(&["2a01:4f8::1", "10.0.0.5"], "203.0.113.11").as_deref(), Some("10.0.0.5"));
+        assert_eq!(primary(&[], "203.0.113.11").as_deref(), Some("5.9.1.2"));
+        assert_eq!(primary(&["192.0.2.1"], "10.0.0.5").as_deref(), Some("5.9.1.2"));
+        assert_eq!(primary(&[], "2a01:4f8::1"), None, "the only one of its family");
+    }
+
+    #[test]
+    fn both_families_are_told_where_the_internet_has_both() {
+        let told = |list: &[&str]| {
+            let own = list.iter().map(|ip| ip.parse().unwrap()).collect();
+            best_of(own).iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(&["::1", "2a01:4f8::1", "2a01:4f8::2", "10.0.0.5", "5.9.1.2"]),
+            ["5.9.1.2", "2a01:4f8::1"]
+        );
+        assert_eq!(told(&["fd00::5", "fe80::1", "5.9.1.2"]), ["5.9.1.2"]);
+        assert_eq!(told(&["2a01:4f8::1", "10.0.0.5"]), ["2a01:4f8::1"]);
+        assert_eq!(told(&["fd00::5", "192.168.1.4"]), ["192.168.1.4"]);
     }
 
     #[test]

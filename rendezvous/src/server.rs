@@ -42,7 +42,7 @@ pub struct Builder {
     alternate: Vec<IpAddr>,
     port: u16,
     reflection_ports: [u16; 2],
-    host: Option<String>,
+    hosts: Vec<String>,
     relay_threads: Option<NonZeroUsize>,
     limits: Limits,
 }
@@ -55,7 +55,7 @@ impl Default for Builder {
             alternate: Vec::new(),
             port: DEFAULT_SIGNALLING_PORT,
             reflection_ports: DEFAULT_REFLECTION_PORTS,
-            host: None,
+            hosts: Vec::new(),
             relay_threads: None,
             limits: Limits::default(),
         }
@@ -95,9 +95,9 @@ impl Builder {
         self
     }
 
-    /// The name or address that peers are told; without one, the host's own best address.
+    /// A name or address that peers are told, the first one first; without any, the host's own best addresses.
     pub fn host(mut self, host: impl Into<String>) -> Self {
-        self.host = Some(host.into());
+        self.hosts.push(host.into());
         self
     }
 
@@ -130,11 +130,12 @@ impl Builder {
             ports::bind(&reflecting, self.reflection_ports[0], threads)?,
             ports::bind(&reflecting, self.reflection_ports[1], threads)?,
         ];
-        let pairs = hosts::pairs(&listen, self.host.as_deref(), &self.alternate);
+        let pairs = hosts::pairs(&listen, &self.hosts, &self.alternate);
         let reflection_ports = [relay[0].number, relay[1].number];
 
-        let host = self.host.unwrap_or_else(|| hosts::best(&listen));
-        let address = RendezvousAddress { id: key.id(), host, port: signalling.number };
+        let mut hosts = if self.hosts.is_empty() { hosts::best(&listen) } else { self.hosts };
+        let host = hosts.remove(0);
+        let address = RendezvousAddress { id: key.id(), host, alternatives: hosts, port: signalling.number };
 
         let (reports, bounds) = unbounded_channel();
         let relay = Relay::start(relay, pairs, threads, &self.limits, reports)?;

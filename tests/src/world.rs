@@ -33,7 +33,16 @@ impl World {
     ///
     /// When the lab or the server cannot be started.
     pub fn new(seed: u64) -> anyhow::Result<Self> {
-        Self::start(seed, true)
+        Self::start(seed, true, false)
+    }
+
+    /// The same with a server whose `rv://` address names it in both families.
+    ///
+    /// # Errors
+    ///
+    /// When the lab or the server cannot be started.
+    pub fn of_both_families(seed: u64) -> anyhow::Result<Self> {
+        Self::start(seed, true, true)
     }
 
     /// The same with a server that knows of one of its host's addresses only.
@@ -42,14 +51,19 @@ impl World {
     ///
     /// When the lab or the server cannot be started.
     pub fn with_one_address(seed: u64) -> anyhow::Result<Self> {
-        Self::start(seed, false)
+        Self::start(seed, false, false)
     }
 
-    fn start(seed: u64, two_addresses: bool) -> anyhow::Result<Self> {
+    fn start(seed: u64, two_addresses: bool, both_families: bool) -> anyhow::Result<Self> {
         let directory = TempDir::new()?;
         let mut lab = Lab::new(seed)?;
         let server_host = lab.add_server("rendezvous")?;
-        let (server, address) = start_server(&server_host, &directory.path().join("server"), two_addresses)?;
+        let (server, mut address) =
+            start_server(&server_host, &directory.path().join("server"), two_addresses)?;
+        if both_families {
+            let ipv6 = server_host.ipv6().context("servers have IPv6")?;
+            address = format!("{address},[{ipv6}]");
+        }
         Ok(Self { lab, server_host, server, address, directory })
     }
 

@@ -39,6 +39,8 @@ use std::time::{Duration, Instant};
 
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, RendezvousAddress};
 
+use crate::resolve::resolve;
+
 pub use diagnosis::{Diagnosis, Family, PortMapping, Reach, Translators};
 pub use finding::{Allocation, FamilyFinding, Filtering, Mapping};
 pub use lifetime::BindingLifetime;
@@ -117,7 +119,7 @@ impl Doctor {
     /// Measures. `progress` hears of every stage as it begins. Must be called inside a tokio runtime.
     pub async fn examine(self, mut progress: impl FnMut(Stage)) -> Diagnosis {
         progress(Stage::Signalling);
-        let (addresses, signalling) = match signal::resolve(&self.server).await {
+        let (addresses, signalling) = match resolve(&self.server).await {
             Ok(addresses) => {
                 let signalling = signal::register(&self.server, &addresses).await;
                 (addresses, signalling)

@@ -12,13 +12,11 @@ use rendezvous_wire::message::{
 use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
 use tokio::task::JoinSet;
 
-use crate::signalling::{ATTEMPT_DELAY, ServerError, interleave, is_wrong_key};
+use crate::resolve::ATTEMPT_DELAY;
+use crate::signalling::{ServerError, is_wrong_key};
 
 /// How long one address may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Most addresses of one host that are tried.
-const MOST_ADDRESSES: usize = 8;
 
 /// A registration that worked, already ended again.
 #[derive(Debug, Clone)]
@@ -27,15 +25,6 @@ pub(super) struct Signalling {
     pub(super) address: SocketAddr,
     pub(super) rtt: Duration,
     pub(super) registered: Registered,
-}
-
-/// The server's addresses, in the order in which they are tried.
-pub(super) async fn resolve(server: &RendezvousAddress) -> Result<Vec<SocketAddr>, ServerError> {
-    let found = tokio::net::lookup_host((server.host.as_str(), server.port)).await;
-    let found = found
-        .map_err(|error| ServerError::Resolve { host: server.host.clone(), cause: error.to_string() })?
-        .collect::<Vec<_>>();
-    Ok(interleave(&found).into_iter().take(MOST_ADDRESSES).collect())
 }
 
 /// Registers under a key made for this, so that a running peer's own registration is left alone.

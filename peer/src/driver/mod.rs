@@ -34,7 +34,7 @@ use crate::endpoint::ConnectError;
 use crate::explain::Explanation;
 use crate::keep_alive::Measurement;
 use crate::session::Session;
-use crate::signalling::ServerError;
+use crate::signalling::{Place, ServerError};
 use crate::socket::{Outlets, PathSocket, StunDatagram};
 
 use remote::RemoteState;
@@ -71,7 +71,7 @@ pub(crate) enum Event {
     /// A signalling connection stands; say what to register.
     ServerConnected { server: usize, reply: oneshot::Sender<Register> },
     /// The registration is in force.
-    ServerUp { server: usize, address: SocketAddr, registered: Registered },
+    ServerUp { server: usize, place: Place, registered: Registered },
     /// The signalling connection is gone or could not be made.
     ServerDown { server: usize, error: ServerError },
     /// The server has something to say.
@@ -215,8 +215,8 @@ impl Driver {
             Event::ServerConnected { server, reply } => {
                 let _ = reply.send(self.registration(server));
             }
-            Event::ServerUp { server, address, registered } => {
-                self.server_up(server, address, registered, now);
+            Event::ServerUp { server, place, registered } => {
+                self.server_up(server, place, registered, now);
             }
             Event::ServerDown { server, error } => self.server_down(server, error),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),

@@ -15,10 +15,10 @@ use crate::doctor::BindingLifetime;
 use crate::doctor::drive::{drive, open};
 use crate::doctor::lifetime::LifetimeSearch;
 use crate::gather::host_candidates;
-use crate::keep_alive::{KeepAlive, Measurement, SILENCES};
+use crate::keep_alive::{KeepAlive, Measurement, SAFE, SILENCES};
 use crate::reflection::Reflection;
 use crate::session::Path;
-use crate::signalling::{ServerError, Signalling};
+use crate::signalling::{Place, ServerError, Signalling};
 use crate::socket::{Remote, Route, SocketIndex};
 
 use super::{Driver, Event, Online};
@@ -61,6 +61,8 @@ pub(super) struct Up {
     pub(super) socket: SocketIndex,
     /// Where the signalling connection goes.
     signalling: SocketAddr,
+    /// Mappings of the other family are kept up, too.
+    both: bool,
     /// How long the relay remembers us.
     lease: Duration,
 }
@@ -86,7 +88,11 @@ impl Server {
     /// Has all reflection clients renew as often as is right now.
     fn apply_keep_alive(&mut self, now: Instant) {
         let Some(up) = self.up() else { return };
-        let interval = self.keep_alive.interval(up.lease);
+        let mut interval = self.keep_alive.interval(up.lease);
+        if up.both {
+            // What was measured is true of the relay's family alone.
+            interval = interval.min(SAFE);
+        }
         tracing::debug!(?interval, "keep-alive");
         for (_, reflection) in &mut self.reflections {
             reflection.set_keep_alive(interval, up.signalling, now);
@@ -170,25 +176,24 @@ impl Driver {
         candidates
     }
 
-    pub(super) fn server_up(
-        &mut self,
-        index: usize,
-        address: SocketAddr,
-        registered: Registered,
-        now: Instant,
-    ) {
-        let relay = SocketAddr::new(address.ip(), registered.reflection_ports[0]);
+    pub(super) fn server_up(&mut self, index: usize, place: Place, registered: Registered, now: Instant) {
+        let relay = SocketAddr::new(place.signalling.ip(), registered.reflection_ports[0]);
         let Some(socket) = self.socket.socket_for(relay) else { return };
-        let destinations: Vec<_> = registered
-            .reflection_ports
-            .iter()
-            .map(|port| (socket, SocketAddr::new(address.ip(), *port)))
+        // A direct path may be one of the other family, to a side that has no other: its mappings are wanted, too.
+        let other = place.other.and_then(|address| Some((self.socket.socket_for(address)?, address)));
+        let destinations: Vec<_> = std::iter::once((socket, place.signalling))
+            .chain(other)
+            .flat_map(|(socket, address)| {
+                registered.reflection_ports.map(|port| (socket, SocketAddr::new(address.ip(), port)))
+            })
             .collect();
+        let translated = destinations.iter().find(|(_, address)| address.is_ipv4());
+        let translated = translated.map_or(socket, |(socket, _)| *socket);
         let id = registered.registration;
         let reflection = Reflection::new(
             id,
             &registered.key,
-            (registered.observed, self.socket.local_address(socket).map_or(0, |local| local.port())),
+            (registered.observed, self.socket.local_address(translated).map_or(0, |local| local.port())),
             &destinations,
             rand::rng().random(),
             now,
@@ -203,7 +208,8 @@ impl Driver {
         server.reflections.retain(|(id, _)| in_use.contains(id));
         server.reflections.push((id, reflection));
         let lease = Duration::from_secs(registered.lease.into());
-        server.state = State::Up(Up { registration: id, relay, socket, signalling: address, lease });
+        let (signalling, both) = (place.signalling, other.is_some());
+        server.state = State::Up(Up { registration: id, relay, socket, signalling, both, lease });
         server.apply_keep_alive(now);
         self.socket.update(|table| {
             table.relays.insert(relay);
