@@ -60,7 +60,7 @@ impl Explanation {
         if self.pairs.iter().any(|pair| pair.selected) {
             return Verdict::Direct;
         }
-        if self.pairs.is_empty() {
+        if !self.have_family_in_common() {
             return Verdict::NothingToTry;
         }
         if !self.exhausted {
@@ -83,6 +83,13 @@ impl Explanation {
         let ours: Vec<IpAddr> = ours.map(|candidate| candidate.address.ip()).collect();
         let theirs = self.pairs.iter().filter(|pair| reflexive(pair.remote_kind));
         theirs.into_iter().any(|pair| ours.contains(&pair.path.remote.ip()))
+    }
+
+    /// Whether the other side has named an address of a family of which this side has one. Sockets are there for both.
+    fn have_family_in_common(&self) -> bool {
+        let [ipv4, ipv6] = self.families();
+        let unknown = self.candidates.is_empty();
+        self.pairs.iter().any(|pair| unknown || if pair.path.remote.is_ipv4() { ipv4 } else { ipv6 })
     }
 
     /// Whether addresses of IPv4, and of IPv6, are offered.
@@ -341,5 +348,7 @@ mod tests {
         let candidates = vec![Candidate::new(CandidateKind::Host, "[2001:db8::1]:7".parse().unwrap(), 1)];
         let explanation = Explanation { candidates, exhausted: true, ..Explanation::default() };
         assert!(explanation.to_string().contains("this side offers: IPv6 only"), "{explanation}");
+        let explanation = Explanation { pairs: vec![pair(false, 0)], ..explanation };
+        assert_eq!(explanation.verdict(), Verdict::NothingToTry, "an IPv4 address is of no use here");
     }
 }

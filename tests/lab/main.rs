@@ -9,6 +9,7 @@ mod commands;
 mod dialling;
 mod doctor;
 mod explain;
+mod families;
 mod garbage;
 mod household;
 mod keep_alive;
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(commands::trials());
     trials.extend(doctor::trials());
     trials.extend(explain::trials());
+    trials.extend(families::trials());
     trials.extend(keep_alive::trials());
     trials.extend(networks::trials());
     trials.extend(household::trials());

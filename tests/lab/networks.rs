@@ -45,15 +45,15 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A dial to a listener that echoes.
-struct Session {
-    peer: end_to_end::process::Program,
+pub(crate) struct Session {
+    pub(crate) peer: end_to_end::process::Program,
     stdin: std::process::ChildStdin,
     stdout: std::process::ChildStdout,
     _listening: end_to_end::process::Program,
 }
 
 impl Session {
-    fn start(world: &World, dialler: &Host, listener: &Host) -> anyhow::Result<Self> {
+    pub(crate) fn start(world: &World, dialler: &Host, listener: &Host) -> anyhow::Result<Self> {
         let (listening, id) = world.listener(listener, "listener", &["--echo"])?;
         let mut peer = world.peer(dialler, "dialler", &["connect", &id])?;
         let (stdin, stdout) = (peer.stdin()?, peer.stdout()?);
@@ -72,7 +72,7 @@ impl Session {
     }
 
     /// The event of the direct path, once data has crossed it.
-    fn direct(&mut self) -> anyhow::Result<Value> {
+    pub(crate) fn direct(&mut self) -> anyhow::Result<Value> {
         let is_direct = |event: &Value| event["event"] == "path" && event["path"] == "direct";
         let event = self.peer.event(is_direct, SOON).context("not direct")?;
         self.echo("over the direct path")?;
@@ -80,7 +80,7 @@ impl Session {
     }
 
     /// Ends it in good order; the path at its end.
-    fn close(self) -> anyhow::Result<Value> {
+    pub(crate) fn close(self) -> anyhow::Result<Value> {
         let Self { mut peer, stdin, .. } = self;
         drop(stdin);
         let closed = peer.named("closed")?;
@@ -89,7 +89,7 @@ impl Session {
     }
 }
 
-fn remote(path: &Value) -> anyhow::Result<SocketAddr> {
+pub(crate) fn remote(path: &Value) -> anyhow::Result<SocketAddr> {
     Ok(path["remote"].as_str().with_context(|| format!("no remote address in {path}"))?.parse()?)
 }
 
@@ -123,7 +123,7 @@ fn isolated_with_hairpinning(kind: RouterKind) -> anyhow::Result<()> {
 }
 
 /// What `peer explain` says of a pair that cannot be direct.
-fn explained(world: &World, dialler: &Host, listener: &Host) -> anyhow::Result<Value> {
+pub(crate) fn explained(world: &World, dialler: &Host, listener: &Host) -> anyhow::Result<Value> {
     let (_listening, id) = world.listener(listener, "listener", &["--echo"])?;
     let mut peer = world.peer(dialler, "dialler", &["explain", &id])?;
     let explained = peer.event(|event| event["event"] == "explained", 2 * PATIENCE)?;

@@ -245,6 +245,7 @@ impl Driver {
                 }
             }
         }
+        self.tell_when_online();
     }
 
     /// Takes a STUN response from a server. False: not one of ours.
@@ -272,11 +273,16 @@ impl Driver {
                 server.request(Request::Update(register.clone()));
             }
         }
+        self.tell_when_online();
+        true
+    }
+
+    /// What is known settles with an answer, or with the time for one gone by.
+    fn tell_when_online(&self) {
         let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_settled));
         if ready && !self.online.borrow().ready {
             self.online.send_replace(Online { ready, failed: None });
         }
-        true
     }
 
     /// A measurement of how long bindings live has learnt something.

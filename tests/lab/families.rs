@@ -1,0 +1,98 @@
+//! IPv4 and IPv6: which of them a pair meets over, and what IPv6 that does not work costs.
+
+use anyhow::{Context as _, ensure};
+use end_to_end::world::{SITE_DELAY, World};
+use libtest_mimic::Trial;
+use netsim::{Host, Ipv6, RouterKind, SiteConfig};
+
+use crate::networks::{Session, explained, remote};
+use crate::trial;
+
+/// What each side has, behind which routers, and the family of the path that comes of it.
+struct Case {
+    name: &'static str,
+    kind: RouterKind,
+    sides: [Ipv6; 2],
+    ipv4: bool,
+}
+
+/// Behind routers with random ports only IPv6 can be direct; behind the others either.
+const CASES: [Case; 8] = [
+    Case { name: "firewalls", kind: RouterKind::Apdm, sides: [Ipv6::Firewall, Ipv6::Firewall], ipv4: false },
+    Case { name: "no_firewalls", kind: RouterKind::Apdm, sides: [Ipv6::Open, Ipv6::Open], ipv4: false },
+    Case { name: "one_firewall", kind: RouterKind::Apdm, sides: [Ipv6::Open, Ipv6::Firewall], ipv4: false },
+    Case { name: "ipv6_only", kind: RouterKind::EimApdf, sides: [Ipv6::Only, Ipv6::Only], ipv4: false },
+    Case { name: "one_ipv6_only", kind: RouterKind::Apdm, sides: [Ipv6::Only, Ipv6::Firewall], ipv4: false },
+    // Who has both registers over IPv6, and must know its IPv4 mapping nevertheless.
+    Case {
+        name: "one_ipv4_only",
+        kind: RouterKind::EimApdf,
+        sides: [Ipv6::Firewall, Ipv6::None],
+        ipv4: true,
+    },
+    Case { name: "one_broken", kind: RouterKind::EimApdf, sides: [Ipv6::Broken, Ipv6::Firewall], ipv4: true },
+    Case { name: "both_broken", kind: RouterKind::EimApdf, sides: [Ipv6::Broken, Ipv6::Broken], ipv4: true },
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for Case { name, kind, sides: [a, b], ipv4 } in CASES {
+        trials.push(trial(format!("families::{name}"), move || direct(kind, [a, b], ipv4)));
+        if a != b {
+            trials.push(trial(format!("families::{name}_dialled"), move || direct(kind, [b, a], ipv4)));
+        }
+    }
+    for sides in [[Ipv6::None, Ipv6::Only], [Ipv6::Only, Ipv6::None]] {
+        let [a, _] = sides;
+        trials.push(trial(format!("families::nothing_in_common_{a}_dials"), move || apart(sides)));
+    }
+    trials.push(trial("families::broken_ipv6_costs_less_than_a_second", cost_of_broken_ipv6));
+    trials
+}
+
+fn pair(world: &mut World, kind: RouterKind, sides: [Ipv6; 2]) -> anyhow::Result<[Host; 2]> {
+    let [a, b] = sides.map(|ipv6| SiteConfig::new(kind).delay(SITE_DELAY).ipv6(ipv6));
+    Ok([world.lab.add_site("a", a)?.host(0), world.lab.add_site("b", b)?.host(0)])
+}
+
+fn direct(kind: RouterKind, sides: [Ipv6; 2], ipv4: bool) -> anyhow::Result<()> {
+    let mut world = World::of_both_families(1)?;
+    let [dialler, listener] = pair(&mut world, kind, sides)?;
+    let mut session = Session::start(&world, &dialler, &listener)?;
+    let event = session.direct()?;
+    ensure!(remote(&event)?.is_ipv4() == ipv4, "the other family: {event}");
+    session.close()?;
+    Ok(())
+}
+
+/// The relay joins them, and nothing else can.
+fn apart(sides: [Ipv6; 2]) -> anyhow::Result<()> {
+    let mut world = World::of_both_families(1)?;
+    let [dialler, listener] = pair(&mut world, RouterKind::EimApdf, sides)?;
+    let path = Session::start(&world, &dialler, &listener)?.close()?;
+    ensure!(path["path"] == "relayed", "{path}");
+    let explained = explained(&world, &dialler, &listener)?;
+    ensure!(explained["verdict"] == "nothing-to-try", "{explained}");
+    Ok(())
+}
+
+/// From the start of the program to the first byte echoed, in milliseconds; the best of three.
+fn first_byte(ipv6: Ipv6) -> anyhow::Result<f64> {
+    let mut world = World::of_both_families(1)?;
+    let [dialler, listener] = pair(&mut world, RouterKind::EimApdf, [ipv6, Ipv6::Firewall])?;
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let mut session = Session::start(&world, &dialler, &listener)?;
+        let event = session.peer.named("first_byte")?;
+        best = best.min(event["ms"].as_f64().context("milliseconds")?);
+        session.close()?;
+    }
+    Ok(best)
+}
+
+fn cost_of_broken_ipv6() -> anyhow::Result<()> {
+    let (without, broken) = (first_byte(Ipv6::None)?, first_byte(Ipv6::Broken)?);
+    println!("the first byte after {without} ms without IPv6, after {broken} ms with IPv6 that is broken");
+    ensure!(broken < without + 1_000.0, "{broken} ms, {without} ms without IPv6");
+    Ok(())
+}
