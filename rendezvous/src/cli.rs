@@ -17,7 +17,9 @@ use tracing_subscriber::EnvFilter;
 const EXAMPLES: &str = "\
 Examples:
   rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 open
-  rendezvous serve --host rv.example.org      print this name instead of the machine's address
+  rendezvous serve --host rv.example.org      print this name instead of the machine's addresses
+  rendezvous serve --host 192.0.2.7,2001:db8::7
+                                              an address of each family, where there is no name for both
   rendezvous serve --alternate-ip 192.0.2.8   where the machine has a second address: for peer doctor
   rendezvous serve --port 4433                where port 443 may not be bound
   rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
@@ -232,10 +234,11 @@ fn announce(server: &Server, json: bool) -> io::Result<()> {
         return print(&ready.to_string());
     }
     let [first, second] = ports.reflection;
+    let quoted = address.quoted();
     let mut text = format!(
         "{address}\n\nOpen UDP {}, {first} and {second} in the firewall. Then, on the machine to be reached:\n\n    \
-         peer listen --server {address}\n\nand on the one that wants to reach it, with the id that the first prints:\n\n    \
-         peer connect --server {address} <id>\n",
+         peer listen --server {quoted}\n\nand on the one that wants to reach it, with the id that the first prints:\n\n    \
+         peer connect --server {quoted} <id>\n",
         ports.signalling
     );
     if address.hosts().all(|host| host.parse().is_ok_and(|ip: IpAddr| !hosts::is_global(ip))) {

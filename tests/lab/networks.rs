@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use end_to_end::process::PATIENCE;
@@ -39,6 +39,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         }));
         trials.push(trial(format!("networks::one_carrier_is_explained_{name}"), move || {
             one_carrier_without_hairpinning(swapped)
+        }));
+    }
+    for lifetime in [10, 30] {
+        trials.push(trial(format!("networks::idle_beyond_a_binding_lifetime_of_{lifetime}_s"), move || {
+            idle(Duration::from_secs(lifetime))
         }));
     }
     trials
@@ -119,6 +124,31 @@ fn isolated_with_hairpinning(kind: RouterKind) -> anyhow::Result<()> {
     ensure!(remote(&event)?.ip() == site.wan_ipv4(), "{event}");
     let path = session.close()?;
     ensure!(remote(&path)?.ip() == site.wan_ipv4(), "{path}");
+    Ok(())
+}
+
+/// Longer than either router remembers a flow that nobody uses.
+const IDLE: Duration = Duration::from_secs(45);
+/// A round trip takes 80 ms.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// Consent checks (RFC 7675, section 5.1: every 5 s) keep a path that nobody uses.
+fn idle(lifetime: Duration) -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let config = || SiteConfig::new(RouterKind::EimApdf).delay(SITE_DELAY).binding_lifetime(lifetime);
+    let (a, b) = (world.lab.add_site("a", config())?, world.lab.add_site("b", config())?);
+    let mut session = Session::start(&world, &a.host(0), &b.host(0))?;
+    let direct = session.direct()?;
+    // Not a wait for something: silence is what is tested.
+    std::thread::sleep(IDLE);
+    let asked = Instant::now();
+    session.echo("still there?")?;
+    let took = asked.elapsed();
+    let paths = session.peer.said().iter().filter(|event| event["event"] == "path").count();
+    let path = session.close()?;
+    ensure!(remote(&path)? == remote(&direct)?, "another path: {path}, {direct}");
+    ensure!(paths <= 2, "the path has changed {paths} times, from relayed to direct and on");
+    ensure!(took < AT_ONCE, "{took:?}");
     Ok(())
 }
 

@@ -59,7 +59,7 @@ impl Report {
     }
 
     pub(super) fn listening(&self, id: PeerId, servers: &[peer::RendezvousAddress]) {
-        let servers: Vec<_> = servers.iter().map(|server| format!("--server {server}")).collect();
+        let servers: Vec<_> = servers.iter().map(|server| format!("--server {}", server.quoted())).collect();
         let words = format!("reach me with: peer connect {} {id}", servers.join(" "));
         self.emit("listening", json!({ "id": id.to_string() }), &words);
     }

@@ -55,6 +55,12 @@ impl RendezvousAddress {
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.host).chain(&self.alternatives).map(String::as_str)
     }
+
+    /// As a word for a shell: some take brackets for a pattern.
+    pub fn quoted(&self) -> String {
+        let text = self.to_string();
+        if text.contains('[') { format!("'{text}'") } else { text }
+    }
 }
 
 /// Takes hosts with commas between them as in an address, and gives what comes behind them.
@@ -152,6 +158,8 @@ mod tests {
             let host = hosts.next().unwrap();
             let address = RendezvousAddress { id, host, alternatives: hosts.collect(), port };
             assert_eq!(address.to_string().parse::<RendezvousAddress>().unwrap(), address);
+            let quoted = address.quoted();
+            assert_eq!(quoted.starts_with('\'') && quoted.ends_with('\''), quoted.contains('['), "{quoted}");
         }
     }
 
