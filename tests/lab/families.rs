@@ -1,6 +1,9 @@
 //! IPv4 and IPv6: which of them a pair meets over, and what IPv6 that does not work costs.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, ensure};
+use end_to_end::process::PATIENCE;
 use end_to_end::world::{SITE_DELAY, World};
 use libtest_mimic::Trial;
 use netsim::{Host, Ipv6, RouterKind, SiteConfig};
@@ -46,6 +49,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         let [a, _] = sides;
         trials.push(trial(format!("families::nothing_in_common_{a}_dials"), move || apart(sides)));
     }
+    for (ipv6, name) in [(Ipv6::Firewall, "ipv6"), (Ipv6::None, "no_ipv6"), (Ipv6::Broken, "broken_ipv6")] {
+        trials.push(trial(format!("families::a_server_by_name_with_{name}"), move || by_name(ipv6)));
+    }
     trials.push(trial("families::broken_ipv6_costs_less_than_a_second", cost_of_broken_ipv6));
     trials
 }
@@ -62,6 +68,25 @@ fn direct(kind: RouterKind, sides: [Ipv6; 2], ipv4: bool) -> anyhow::Result<()> 
     let event = session.direct()?;
     ensure!(remote(&event)?.is_ipv4() == ipv4, "the other family: {event}");
     session.close()?;
+    Ok(())
+}
+
+/// A name that has an address of each family leads to the server over one that works, IPv6 if it does.
+fn by_name(ipv6: Ipv6) -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let [dialler, listener] = pair(&mut world, RouterKind::EimApdf, [ipv6, Ipv6::None])?;
+    let (_listening, id) = world.listener(&listener, "listener", &["--echo"])?;
+    let mut peer = world.peer_with_server_name(&dialler, "dialler", &["connect", &id])?;
+    let stdin = peer.stdin()?;
+    let relayed = peer.named("path")?;
+    let relay = relayed["relay"].as_str().with_context(|| format!("not over the relay first: {relayed}"))?;
+    let relay: SocketAddr = relay.parse()?;
+    ensure!(relay.is_ipv6() == (ipv6 == Ipv6::Firewall), "over the other family: {relayed}");
+    let is_direct = |event: &serde_json::Value| event["event"] == "path" && event["path"] == "direct";
+    let direct = peer.event(is_direct, PATIENCE)?;
+    ensure!(remote(&direct)?.is_ipv4(), "{direct}");
+    drop(stdin);
+    ensure!(peer.wait(PATIENCE)?.success(), "not a clean end");
     Ok(())
 }
 

@@ -1,13 +1,13 @@
 //! Our programs as a person runs them, with their `--json` events.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use netsim::{Host, HostChild};
+use netsim::{Host, HostChild, HostCommand};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -50,21 +50,43 @@ impl Program {
         events_on_stderr: bool,
     ) -> anyhow::Result<Self> {
         let mut command = host.command(binary(name)?);
-        command.args(arguments).env_remove("RUST_LOG");
+        command.args(arguments);
+        Self::spawn(command, &format!("{name} {}", arguments.first().unwrap_or(&"")), events_on_stderr)
+    }
+
+    /// The same in a place of its own where `hosts` is `/etc/hosts`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_with_hosts(
+        host: &Host,
+        hosts: &Path,
+        name: &str,
+        arguments: &[&str],
+        events_on_stderr: bool,
+    ) -> anyhow::Result<Self> {
+        const MOUNT: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        let mut command = host.command("unshare");
+        command.args(["--mount", "sh", "-c", MOUNT]).arg(hosts).arg(binary(name)?).args(arguments);
+        Self::spawn(command, &format!("{name} {}", arguments.first().unwrap_or(&"")), events_on_stderr)
+    }
+
+    fn spawn(mut command: HostCommand, label: &str, events_on_stderr: bool) -> anyhow::Result<Self> {
+        command.env_remove("RUST_LOG");
         if let Ok(filter) = std::env::var("LAB_LOG") {
             command.env("RUST_LOG", filter);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(if events_on_stderr { Stdio::piped() } else { Stdio::inherit() });
-        let mut child = command.spawn().with_context(|| format!("{name} cannot be started"))?;
+        let mut child = command.spawn().with_context(|| format!("{label} cannot be started"))?;
         let (sender, events) = channel();
         let source: Box<dyn std::io::Read + Send> = if events_on_stderr {
             Box::new(child.stderr.take().context("standard error is piped")?)
         } else {
             Box::new(child.stdout.take().context("standard output is piped")?)
         };
-        let label = format!("{name} {}", arguments.first().unwrap_or(&""));
-        let shown = label.clone();
+        let shown = label.to_owned();
         std::thread::spawn(move || {
             for line in BufReader::new(source).lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
@@ -78,7 +100,7 @@ impl Program {
                 }
             }
         });
-        Ok(Self { name: label, child, events, seen: Vec::new() })
+        Ok(Self { name: label.to_owned(), child, events, seen: Vec::new() })
     }
 
     /// The first event, already seen or still to come, that `wanted` takes.

@@ -109,9 +109,28 @@ impl World {
     ) -> anyhow::Result<Program> {
         let key = self.key(name);
         let key = key.to_str().context("a temporary path in UTF-8")?;
-        let mut all = vec![arguments[0], "--json", "--server", server, "--key", key];
-        all.extend(&arguments[1..]);
-        Program::start(host, "peer", &all, true)
+        Program::start(host, "peer", &with_server(arguments, server, key), true)
+    }
+
+    /// The same where the server's host has a name, with an address of each family.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn peer_with_server_name(
+        &self,
+        host: &Host,
+        name: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Program> {
+        const NAME: &str = "rendezvous.example";
+        let hosts = self.directory.path().join("hosts");
+        let ipv6 = self.server_host.ipv6().context("servers have IPv6")?;
+        std::fs::write(&hosts, format!("{} {NAME}\n{ipv6} {NAME}\n", self.server_host.ipv4()))?;
+        let (id, _) = self.address.split_once('@').context("an address with @")?;
+        let (server, key) = (format!("{id}@{NAME}"), self.key(name));
+        let key = key.to_str().context("a temporary path in UTF-8")?;
+        Program::start_with_hosts(host, &hosts, "peer", &with_server(arguments, &server, key), true)
     }
 
     /// Starts a listener and waits until it is registered; its id.
@@ -125,6 +144,10 @@ impl World {
         let id = program.named("listening")?["id"].as_str().context("an id")?.to_owned();
         Ok((program, id))
     }
+}
+
+fn with_server<'a>(arguments: &[&'a str], server: &'a str, key: &'a str) -> Vec<&'a str> {
+    [&[arguments[0], "--json", "--server", server, "--key", key], &arguments[1..]].concat()
 }
 
 /// Starts `rendezvous serve` and waits until it says its address. With both addresses of its host it can have behaviour discovery
