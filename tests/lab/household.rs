@@ -25,9 +25,9 @@ const OURS: usize = 1_024;
 /// Probing that meets nobody begins anew after 40 and 80 s.
 const PATIENCE_OF_CHANCE: Duration = Duration::from_secs(100);
 
-/// Room for a registration, and for next to nothing else.
-const FULL: usize = 10;
-/// More than plain checks cost, and more than a lucky round of probes.
+/// Room for a registration, which is three flows, and for nothing else: every other one would be a door.
+const FULL: usize = 3;
+/// More than plain checks cost.
 const MANY: usize = 500;
 /// Probing pauses for less than that while it goes on.
 const QUIET: Duration = Duration::from_secs(8);
@@ -224,7 +224,7 @@ fn unharmed_in_vain() -> anyhow::Result<()> {
     let other = Network::new(RouterKind::Apdm).site().most_flows(FULL);
     let other = world.lab.add_site("other", other)?.host(0);
     let (_listening, id) = world.listener(&other, "listener", &["--echo"])?;
-    let mut peer = world.peer(&house.peer(), "dialler", &["connect", &id])?;
+    let mut peer = world.peer(&house.peer(), "dialler", &["connect", "--verbose", &id])?;
     let (mut stdin, mut stdout) = (peer.stdin()?, peer.stdout()?);
     stdin.write_all(b"are you there?")?;
     let deadline = Instant::now() + PATIENCE_OF_CHANCE;
@@ -236,7 +236,11 @@ fn unharmed_in_vain() -> anyhow::Result<()> {
         if house.most > MANY && grown.elapsed() > QUIET {
             break;
         }
-        ensure!(Instant::now() < deadline, "no probing: {} flows of ours at most", house.most);
+        if Instant::now() > deadline {
+            drop(stdin);
+            let explained = peer.named("explained")?;
+            anyhow::bail!("no probing: {} flows of ours at most; {explained}", house.most);
+        }
     }
     house.check_at_last()?;
     drop(stdin);
