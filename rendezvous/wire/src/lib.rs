@@ -10,6 +10,7 @@
 //! | [`address`] | `rv://<server-id>@host[:port]` |
 //! | [`candidate`] | candidates, their kinds and priorities (RFC 8445) |
 //! | [`message`] | registration and signalling messages, and their framing on a QUIC stream |
+//! | [`stream`] | messages and the relay's frames on one TLS stream |
 //! | [`stun`] | the STUN messages that we use (RFC 8489, RFC 8445) |
 //! | [`relay`] | the relay's four-byte header |
 //! | [`demux`] | which protocol a datagram belongs to, by its first byte (RFC 9443) |
@@ -22,6 +23,7 @@ pub mod demux;
 pub mod identity;
 pub mod message;
 pub mod relay;
+pub mod stream;
 pub mod stun;
 pub mod tls;
 

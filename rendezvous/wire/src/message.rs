@@ -68,6 +68,9 @@ pub enum Request {
     Meet(Meeting),
     /// Our NAT is open toward the other side's doors of this meeting.
     Primed(IntroductionId, MeetingNumber),
+    /// Our network has changed: introduce the two sides of this introduction anew, with what each can offer now. Both get a
+    /// [`Notice::Introduction`] of the same number, with the same roles and the same channel, so what is relayed goes on.
+    Renew(IntroductionId),
 }
 
 /// From a rendezvous server to a peer.
@@ -91,7 +94,8 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {
     /// A random number of the registering process: tells its registrations from those of another process that
-    /// holds the same key.
+    /// holds the same key. A process that registers again has its registration moved to the new connection, with all
+    /// introductions and the relay's binding.
     pub instance: u64,
     /// At most [`MAX_CANDIDATES`].
     pub candidates: Vec<Candidate>,
@@ -334,7 +338,7 @@ impl Message for Request {
             }
             Self::Introduce(introduce) => bounded_flight(&introduce.first_flight),
             Self::Meet(meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
-            Self::Close(_) | Self::Primed(..) => Ok(()),
+            Self::Close(_) | Self::Primed(..) | Self::Renew(_) => Ok(()),
         }
     }
 }
@@ -365,6 +369,16 @@ pub fn encode(message: &impl Message) -> Result<Vec<u8>, MessageError> {
     Ok(bytes)
 }
 
+/// Reads the body of a message, which must be all of `body`.
+pub fn decode<M: Message>(body: &[u8]) -> Result<M, MessageError> {
+    let (message, rest) = postcard::take_from_bytes::<M>(body).map_err(|_| MessageError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(MessageError::Malformed);
+    }
+    message.validate()?;
+    Ok(message)
+}
+
 /// Cuts a byte stream into messages. Holds at most one message.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -389,12 +403,7 @@ impl Decoder {
         }
         self.buffer.advance(2);
         let body = self.buffer.split_to(length);
-        let (message, rest) = postcard::take_from_bytes::<M>(&body).map_err(|_| MessageError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(MessageError::Malformed);
-        }
-        message.validate()?;
-        Ok(Some(message))
+        decode(&body).map(Some)
     }
 }
 
