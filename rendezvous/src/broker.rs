@@ -12,14 +12,14 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use rendezvous_wire::PeerId;
 use rendezvous_wire::message::{
-    Introduce, NotIntroduced, Notice, Register, Registered, RegistrationId, Request,
+    Introduce, IntroductionId, NotIntroduced, Notice, Register, Registered, RegistrationId, Request,
 };
 use rendezvous_wire::stun::Key;
 
 use crate::directory::{Directory, RegisterError, Registration};
 use crate::introductions::{Ended, Introductions, PASSWORD_BYTES, Party, secret};
 use crate::limits::{Bucket, Limits, SourceBuckets};
-use crate::relay::table::Change;
+use crate::relay::table::{Bound, Change, StreamId, Via};
 
 /// Something for the shell to do.
 #[derive(Debug)]
@@ -30,6 +30,30 @@ pub enum Action {
     Notify(RegistrationId, Notice),
     /// Close this signalling connection: a newer registration of the same peer has taken its place.
     Evict(RegistrationId),
+}
+
+/// The connection over which a peer registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// Its source.
+    pub observed: SocketAddr,
+    /// A stream binds the relay by itself; QUIC does not, and shows where the peer's UDP socket is.
+    pub binding: Option<StreamBinding>,
+}
+
+/// A binding that a stream makes or renews.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamBinding {
+    /// The stream.
+    pub stream: StreamId,
+    /// Of the same count as the sequence of bind requests.
+    pub sequence: u64,
+}
+
+impl From<SocketAddr> for Line {
+    fn from(observed: SocketAddr) -> Self {
+        Self { observed, binding: None }
+    }
 }
 
 /// How a signalling connection ended.
@@ -56,6 +80,8 @@ pub struct Broker {
     introductions: Introductions,
     /// Of every registration that the relay knows, online or lost.
     leases: HashMap<RegistrationId, Lease>,
+    /// The same by key and [`Register::instance`].
+    processes: HashMap<(PeerId, u64), RegistrationId>,
     /// The lost ones, by the end of their lease.
     lapsing: BTreeSet<(Instant, RegistrationId)>,
     introducing_per_source: SourceBuckets,
@@ -64,6 +90,9 @@ pub struct Broker {
 
 #[derive(Debug)]
 struct Lease {
+    process: (PeerId, u64),
+    /// Authenticates bind requests.
+    password: String,
     until: Instant,
     online: bool,
     introducing: Bucket,
@@ -83,6 +112,7 @@ impl Broker {
             directory: Directory::default(),
             introductions: Introductions::default(),
             leases: HashMap::new(),
+            processes: HashMap::new(),
             lapsing: BTreeSet::new(),
             actions: VecDeque::new(),
         }
@@ -98,39 +128,62 @@ impl Broker {
         &self.introductions
     }
 
-    /// A peer that has proved `peer` registers over a connection from `observed`.
+    /// A peer that has proved `peer` registers over a connection. One that has a registration keeps it and all that hangs on it; its
+    /// former connection is of no more use.
     pub fn handle_register(
         &mut self,
         peer: PeerId,
-        observed: SocketAddr,
+        line: impl Into<Line>,
         says: Register,
         now: Instant,
     ) -> Result<RegistrationId, RegisterError> {
+        let Line { observed, binding } = line.into();
+        let process = (peer, says.instance);
+        let known = self.processes.get(&process).copied();
         // The lost ones count as well, or connecting and vanishing would fill the memory.
-        if self.leases.len() >= self.limits.registrations.saturating_mul(2) {
+        if known.is_none() && self.leases.len() >= self.limits.registrations.saturating_mul(2) {
             return Err(RegisterError::Full);
         }
-        if let Some(oldest) = self.directory.admit(peer, observed, &self.limits)? {
+        if let Some(oldest) = self.directory.admit(peer, observed, known, &self.limits)? {
             self.handle_departure(oldest, Departure::Lost, now);
             self.actions.push_back(Action::Evict(oldest));
         }
-        let registration = self.free_id();
-        let password = secret::<PASSWORD_BYTES>(&mut self.rng);
-        // Base64 is always a valid password.
-        let key = Key::new(&password).map_err(|_| RegisterError::Full)?;
-        self.directory.insert(registration, peer, observed, says);
-        let until = now + self.limits.lease;
-        let (introducing, meeting) = (Bucket::default(), Bucket::default());
-        self.leases.insert(registration, Lease { until, online: true, introducing, meeting });
-        self.actions.push_back(Action::Relay(Change::Admit { registration, key }));
+        let registration = match known {
+            Some(registration) => registration,
+            None => self.grant(process, now)?,
+        };
+        let Some(lease) = self.leases.get_mut(&registration) else { return Err(RegisterError::Full) };
+        self.lapsing.remove(&(lease.until, registration));
+        lease.online = true;
+        lease.until = lease.until.max(now + self.limits.lease);
         let registered = Registered {
             registration,
-            key: password,
+            key: lease.password.clone(),
             observed,
             reflection_ports: self.reflection_ports,
             lease: u32::try_from(self.limits.lease.as_secs()).unwrap_or(u32::MAX).max(1),
         };
+        self.directory.remove(registration);
+        self.directory.insert(registration, peer, (observed, binding.is_none()), says);
+        if let Some(binding) = binding {
+            self.handle_stream_bound(registration, binding, now);
+        }
         self.notify(registration, Notice::Registered(registered));
+        Ok(registration)
+    }
+
+    /// A registration that the relay knows.
+    fn grant(&mut self, process: (PeerId, u64), now: Instant) -> Result<RegistrationId, RegisterError> {
+        let registration = self.free_id();
+        let password = secret::<PASSWORD_BYTES>(&mut self.rng);
+        // Base64 is always a valid password.
+        let key = Key::new(&password).map_err(|_| RegisterError::Full)?;
+        let until = now + self.limits.lease;
+        let (introducing, meeting) = (Bucket::default(), Bucket::default());
+        self.leases
+            .insert(registration, Lease { process, password, until, online: true, introducing, meeting });
+        self.processes.insert(process, registration);
+        self.actions.push_back(Action::Relay(Change::Admit { registration, key }));
         Ok(registration)
     }
 
@@ -143,7 +196,13 @@ impl Broker {
     ) -> Result<(), RegisteredTwice> {
         match request {
             Request::Register(_) => return Err(RegisteredTwice),
-            Request::Update(says) => self.directory.update(from, says),
+            Request::Update(mut says) => {
+                if let Some(lease) = self.leases.get(&from) {
+                    (_, says.instance) = lease.process;
+                }
+                self.directory.update(from, says);
+            }
+            Request::Renew(introduction) => self.renew(from, introduction, now),
             Request::Introduce(introduce) => {
                 let request = introduce.request;
                 if let Err(reason) = self.introduce(from, introduce, now) {
@@ -189,6 +248,19 @@ impl Broker {
             self.lapsing.insert((until, registration));
         }
         lease.until = until;
+    }
+
+    /// A stream binds a registration at the relay, or renews its binding.
+    pub fn handle_stream_bound(
+        &mut self,
+        registration: RegistrationId,
+        binding: StreamBinding,
+        now: Instant,
+    ) {
+        let StreamBinding { stream, sequence } = binding;
+        let bound = Bound { registration, sequence, via: Via::Stream(stream), at: now };
+        self.actions.push_back(Action::Relay(Change::Bound(bound)));
+        self.handle_bound(registration, now);
     }
 
     /// The signalling connection of a registration has ended.
@@ -258,6 +330,24 @@ impl Broker {
         Ok(())
     }
 
+    /// Has what two sides know of each other replaced, at most as often as they may be introduced.
+    fn renew(&mut self, from: RegistrationId, introduction: IntroductionId, now: Instant) {
+        let within_quota = self
+            .leases
+            .get_mut(&from)
+            .is_some_and(|lease| lease.introducing.take(self.limits.introducing, now));
+        if !within_quota {
+            return;
+        }
+        let directory = &self.directory;
+        let of = |id| directory.get(id).map(|registration| party(id, registration));
+        let Some(sides) = self.introductions.sides(introduction) else { return };
+        if let Some(made) = self.introductions.renew(introduction, from, of, &mut self.rng) {
+            self.notify(sides[1], Notice::Introduction(made.to_target));
+            self.notify(sides[0], Notice::Introduction(made.to_asker));
+        }
+    }
+
     /// One that is over its rate is not told: its meeting comes to nothing, and it asks for another by and by.
     fn may_meet(&mut self, from: RegistrationId, now: Instant) -> bool {
         self.leases.get_mut(&from).is_some_and(|lease| lease.meeting.take(self.limits.meeting, now))
@@ -269,6 +359,7 @@ impl Broker {
         }
         if let Some(lease) = self.leases.remove(&registration) {
             self.lapsing.remove(&(lease.until, registration));
+            self.processes.remove(&lease.process);
         }
         self.actions.push_back(Action::Relay(Change::Remove(registration)));
     }

@@ -9,7 +9,7 @@ use rendezvous_wire::relay::Channel;
 
 use super::*;
 use crate::limits::Rate;
-use crate::relay::table::{Bound, Flow, Table};
+use crate::relay::table::{Bound, Flow, Sender, Table};
 
 fn peer(number: u8) -> PeerId {
     PeerId::from_bytes([number; 32])
@@ -27,12 +27,23 @@ fn broker(limits: Limits) -> Broker {
     Broker::new(limits, [3478, 3479], [7; 32])
 }
 
+fn sender(via: Via) -> Sender {
+    match via {
+        Via::Udp(flow) => flow.remote.into(),
+        Via::Stream(stream) => stream.into(),
+    }
+}
+
 fn drain(broker: &mut Broker) -> Vec<Action> {
     std::iter::from_fn(|| broker.poll_action()).collect()
 }
 
 fn register(broker: &mut Broker, number: u8, now: Instant) -> RegistrationId {
-    let open = says(IntroductionPolicy::Anyone);
+    register_process(broker, (number, 1), now)
+}
+
+fn register_process(broker: &mut Broker, (number, instance): (u8, u64), now: Instant) -> RegistrationId {
+    let open = Register { instance, ..says(IntroductionPolicy::Anyone) };
     broker.handle_register(peer(number), address(number), open, now).unwrap()
 }
 
@@ -63,6 +74,97 @@ fn closed(actions: &[Action]) -> Vec<(RegistrationId, IntroductionId)> {
         _ => None,
     });
     notices.collect()
+}
+
+fn registered(actions: &[Action]) -> Registered {
+    let notice = actions.iter().find_map(|action| match action {
+        Action::Notify(_, Notice::Registered(registered)) => Some(registered.clone()),
+        _ => None,
+    });
+    notice.unwrap()
+}
+
+#[test]
+fn a_process_that_registers_again_keeps_what_it_has() {
+    let now = Instant::now();
+    let mut broker = broker(Limits::default());
+    let (a, b) = (register(&mut broker, 1, now), register(&mut broker, 2, now));
+    let key = registered(&drain(&mut broker)).key;
+    introduce(&mut broker, a, peer(2), now);
+    let introduction = introductions(&drain(&mut broker))[&a].introduction;
+    // Over a stream, while the other connection has not yet been missed.
+    let binding = StreamBinding { stream: StreamId(5), sequence: 9 };
+    let line = Line { observed: address(9), binding: Some(binding) };
+    let says = || says(IntroductionPolicy::Anyone);
+    assert_eq!(broker.handle_register(peer(1), line, says(), now), Ok(a));
+    let actions = drain(&mut broker);
+    let [Action::Relay(Change::Bound(bound)), Action::Notify(to, Notice::Registered(again))] = &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*to, bound.registration, bound.sequence), (a, a, 9));
+    assert_eq!((bound.via, &again.key), (Via::Stream(StreamId(5)), &key));
+    let seen = broker.directory().get(a).unwrap();
+    assert!(seen.candidates().is_empty(), "the source of a stream is no candidate");
+    assert_eq!(broker.directory().len(), 2);
+    // Lost, and back within its lease.
+    broker.handle_departure(a, Departure::Lost, now);
+    assert_eq!(broker.poll_timeout(), Some(now + Limits::default().lease));
+    assert_eq!(broker.handle_register(peer(1), address(1), says(), now), Ok(a));
+    assert_eq!((broker.poll_timeout(), broker.introductions().len()), (None, 1));
+    let other = Register { instance: 2, ..says() };
+    assert_ne!(broker.handle_register(peer(1), address(1), other, now), Ok(a), "another process");
+    // What hangs on it ends with it.
+    drain(&mut broker);
+    broker.handle_departure(a, Departure::Goodbye, now);
+    assert_eq!(closed(&drain(&mut broker)), [(b, introduction)]);
+    assert_ne!(broker.handle_register(peer(1), address(1), says(), now), Ok(a));
+}
+
+#[test]
+fn a_process_that_moves_is_not_counted_twice() {
+    let now = Instant::now();
+    let limits = Limits {
+        registrations: 1,
+        registrations_per_source: 1,
+        registrations_per_peer: 1,
+        ..Limits::default()
+    };
+    let mut broker = broker(limits);
+    let a = register(&mut broker, 1, now);
+    for number in [1, 1, 9, 1] {
+        let says = says(IntroductionPolicy::Anyone);
+        assert_eq!(broker.handle_register(peer(1), address(number), says, now), Ok(a));
+    }
+    assert!(drain(&mut broker).iter().all(|action| !matches!(action, Action::Evict(_))));
+}
+
+#[test]
+fn either_side_can_have_an_introduction_renewed_with_what_is_offered_now() {
+    let now = Instant::now();
+    let mut broker = broker(Limits::default());
+    let (a, b) = (register(&mut broker, 1, now), register(&mut broker, 2, now));
+    let c = register(&mut broker, 3, now);
+    drain(&mut broker);
+    introduce(&mut broker, a, peer(2), now);
+    let first = introductions(&drain(&mut broker));
+    broker.handle_observed(b, address(77));
+    for by in [a, b] {
+        broker.handle_request(by, Request::Renew(first[&a].introduction), now).unwrap();
+        let actions = drain(&mut broker);
+        let again = introductions(&actions);
+        assert_eq!(actions.len(), 2, "the channel stays as it is: {actions:?}");
+        for side in [a, b] {
+            let (before, after) = (&first[&side], &again[&side]);
+            assert_eq!((before.introduction, before.channel), (after.introduction, after.channel));
+            assert_eq!((before.role, before.peer, after.request), (after.role, after.peer, None));
+            assert_ne!(before.local, after.local);
+        }
+        assert_eq!(again[&a].remote, again[&b].local);
+        assert!(again[&a].candidates.iter().any(|candidate| candidate.address == address(77)));
+    }
+    broker.handle_request(c, Request::Renew(first[&a].introduction), now).unwrap();
+    assert!(drain(&mut broker).is_empty(), "not a side of it");
 }
 
 #[test]
@@ -169,7 +271,7 @@ fn a_second_registration_leaves_the_first_ones_channels_alone() {
     introduce(&mut broker, a, peer(2), now);
     drain(&mut broker);
     broker.handle_departure(b, Departure::Lost, now);
-    let again = register(&mut broker, 2, now);
+    let again = register_process(&mut broker, (2, 2), now);
     introduce(&mut broker, a, peer(2), now);
     let told = introductions(&drain(&mut broker));
     assert!(told.contains_key(&again));
@@ -183,9 +285,9 @@ fn a_peer_with_too_many_registrations_loses_the_oldest() {
     let now = Instant::now();
     let mut broker = broker(Limits { registrations_per_peer: 2, ..Limits::default() });
     let first = register(&mut broker, 1, now);
-    register(&mut broker, 1, now);
+    register_process(&mut broker, (1, 2), now);
     drain(&mut broker);
-    register(&mut broker, 1, now);
+    register_process(&mut broker, (1, 3), now);
     let evicted = drain(&mut broker).into_iter().filter(|action| matches!(action, Action::Evict(_)));
     assert_eq!(evicted.count(), 1);
     assert!(broker.directory().get(first).is_none());
@@ -342,15 +444,19 @@ impl World {
         }
         let last = self.bindings.get(&registration);
         let sequence = last.map_or(1, |bound| bound.sequence + 1);
-        let remote = match last {
-            Some(bound) if rng.random_bool(0.7) => bound.flow.remote,
+        let via = match last {
+            Some(bound) if rng.random_bool(0.7) => bound.via,
             _ => {
                 self.next_port += 1;
-                SocketAddr::from(([203, 0, 113, 9], self.next_port))
+                if rng.random_bool(0.3) {
+                    Via::Stream(StreamId(self.next_port.into()))
+                } else {
+                    let remote = SocketAddr::from(([203, 0, 113, 9], self.next_port));
+                    Via::Udp(Flow { remote, local: None, socket: 0 })
+                }
             }
         };
-        let flow = Flow { remote, local: None, socket: 0 };
-        let bound = Bound { registration, sequence, flow, at: self.now };
+        let bound = Bound { registration, sequence, via, at: self.now };
         let here = rng.random_range(0..2);
         self.tables[here].apply(Change::Bound(bound));
         self.late.push((1 - here, bound));
@@ -378,8 +484,13 @@ impl World {
                     _ => IntroductionPolicy::Anyone,
                 };
                 let seen = address(rng.random_range(1..4));
-                if let Ok(id) = self.broker.handle_register(peer(number), seen, says(policy), self.now) {
-                    self.online.push(id);
+                // Some are processes that were here before.
+                let says = Register { instance: rng.random_range(1..20), ..says(policy) };
+                if let Ok(id) = self.broker.handle_register(peer(number), seen, says, self.now) {
+                    self.gone.retain(|gone| *gone != id);
+                    if !self.online.contains(&id) {
+                        self.online.push(id);
+                    }
                 }
             }
             15..50 => {
@@ -429,15 +540,15 @@ impl World {
             return;
         }
         self.deliver(rng);
-        let bound: HashSet<_> = self.bindings.values().map(|bound| bound.flow.remote).collect();
+        let bound: HashSet<_> = self.bindings.values().map(|bound| sender(bound.via)).collect();
         for table in &self.tables {
             assert_eq!(table.channels(), self.channels.len(), "channels die with introductions");
             for (channel, [one, other]) in &self.channels {
                 let ends = self.bound(*one).zip(self.bound(*other));
                 for source in &bound {
                     let expected = ends.and_then(|(one, other)| match source {
-                        _ if *source == one.flow.remote => Some(other.flow),
-                        _ if *source == other.flow.remote => Some(one.flow),
+                        _ if *source == sender(one.via) => Some(other.via),
+                        _ if *source == sender(other.via) => Some(one.via),
                         _ => None,
                     });
                     assert_eq!(table.route(*channel, *source, self.now), expected);
@@ -469,6 +580,7 @@ fn whatever_happens_only_bound_members_are_relayed_to_each_other() {
             world.check(&mut rng);
             assert!(world.broker.directory().is_empty() && world.broker.introductions().is_empty());
             assert!(world.broker.leases.is_empty() && world.broker.lapsing.is_empty());
+            assert!(world.broker.processes.is_empty());
             most
         });
         match seen {

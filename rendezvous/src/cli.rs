@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
-use rendezvous::{BindError, Server, StartError, hosts, keyfile};
+use rendezvous::{BindError, Server, StartError, TlsPort, Transport, hosts, keyfile};
 use rendezvous_wire::address::ParseAddressError;
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
 use serde_json::json;
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
-  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 open
+  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open
   rendezvous serve --host rv.example.org      print this name instead of the machine's addresses
   rendezvous serve --host 192.0.2.7,2001:db8::7
                                               an address of each family, where there is no name for both
@@ -69,6 +69,10 @@ struct Serve {
     /// UDP port of registration and signalling; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_SIGNALLING_PORT)]
     port: u16,
+    /// TCP port for peers whose network blocks UDP, and for HTTPS [default: the number of --port, where peers look for it]. Another number
+    /// is for a server behind something that forwards; "off" is for none.
+    #[arg(long, value_name = "PORT", value_parser = parse_tls_port)]
+    tls_port: Option<TlsPort>,
     /// UDP ports of STUN and of the relay; 0 takes a free one.
     #[arg(
         long,
@@ -142,6 +146,7 @@ impl Serve {
             usage("--reflection-ports takes two different ports");
         }
         let mut builder = Server::builder().key(key).port(self.port).reflection_ports([first, second]);
+        builder = builder.tls_port(self.tls_port.unwrap_or_default());
         for address in self.listen {
             builder = builder.listen(address);
         }
@@ -190,6 +195,13 @@ fn parse_host(text: &str) -> Result<String, ParseAddressError> {
     if parsed == address { Ok(address.host) } else { Err(ParseAddressError::Host) }
 }
 
+fn parse_tls_port(text: &str) -> Result<TlsPort, String> {
+    match text {
+        "off" => Ok(TlsPort::Off),
+        number => number.parse().map(TlsPort::Number).map_err(|_| "neither a port nor \"off\"".to_owned()),
+    }
+}
+
 fn usage(message: &str) -> ! {
     use clap::CommandFactory;
     Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
@@ -198,7 +210,12 @@ fn usage(message: &str) -> ! {
 /// The error with what to do about it.
 fn explain(error: StartError) -> anyhow::Error {
     let next = match &error {
-        StartError::Bind(BindError { address, source }) => match source.kind() {
+        StartError::Bind(BindError { protocol, address, source, .. }) => match source.kind() {
+            io::ErrorKind::AddrInUse if *protocol == Transport::Tcp => format!(
+                "another program has this port, a web server perhaps; find it with `ss -tlpn sport = :{port}`, or choose another port \
+                 with --port, or leave networks that block UDP without a way in with --tls-port off",
+                port = address.port()
+            ),
             io::ErrorKind::AddrInUse => format!(
                 "another program has this port; find it with `ss -ulpn sport = :{}`, or choose other ports with \
                  --port and --reflection-ports",
@@ -229,14 +246,16 @@ fn announce(server: &Server, json: bool) -> io::Result<()> {
             "id": server.id().to_string(),
             "address": address.to_string(),
             "signalling_port": ports.signalling,
+            "tls_port": ports.tls,
             "reflection_ports": ports.reflection,
         });
         return print(&ready.to_string());
     }
     let [first, second] = ports.reflection;
     let quoted = address.quoted();
+    let tcp = ports.tls.map_or_else(String::new, |port| format!(", and TCP {port},"));
     let mut text = format!(
-        "{address}\n\nOpen UDP {}, {first} and {second} in the firewall. Then, on the machine to be reached:\n\n    \
+        "{address}\n\nOpen UDP {}, {first} and {second}{tcp} in the firewall. Then, on the machine to be reached:\n\n    \
          peer listen --server {quoted}\n\nand on the one that wants to reach it, with the id that the first prints:\n\n    \
          peer connect --server {quoted} <id>\n",
         ports.signalling

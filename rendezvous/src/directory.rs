@@ -27,6 +27,8 @@ pub struct Registration {
     pub source: Source,
     /// The source of its signalling connection now.
     pub observed: SocketAddr,
+    /// Whether that is a mapping of the UDP socket with which it checks paths: not that of a stream.
+    pub is_reflexive: bool,
     /// The peer's mapping behaviour.
     pub mapping: Mapping,
     /// Which of the processes that hold its key.
@@ -41,7 +43,7 @@ impl Registration {
     pub fn candidates(&self) -> Vec<Candidate> {
         let mut candidates = self.offered.clone();
         let known = candidates.iter().any(|candidate| candidate.address == self.observed);
-        if !known && candidate::is_probeable(self.observed) {
+        if self.is_reflexive && !known && candidate::is_probeable(self.observed) {
             candidates.push(Candidate::new(CandidateKind::ServerReflexive, self.observed, u16::MAX));
         }
         candidates
@@ -84,16 +86,19 @@ impl Directory {
         self.registrations.get(&id)
     }
 
-    /// Whether one more registration of `peer` from `observed` fits; `Ok(Some(oldest))` when that one must go first.
+    /// Whether one more registration of `peer` from `observed` fits, or one in the place of `replaced`; `Ok(Some(oldest))` when
+    /// that one must go first.
     pub fn admit(
         &self,
         peer: PeerId,
         observed: SocketAddr,
+        replaced: Option<RegistrationId>,
         limits: &Limits,
     ) -> Result<Option<RegistrationId>, RegisterError> {
         let of_peer = self.of(peer);
+        let replaced = replaced.filter(|id| of_peer.contains(id));
         let crowded = of_peer.len() >= limits.registrations_per_peer.max(1);
-        let leaving = of_peer.first().copied().filter(|_| crowded);
+        let leaving = replaced.or(of_peer.first().copied().filter(|_| crowded));
         let source = Source::from(observed.ip());
         let leaves_source = leaving.and_then(|id| self.get(id)).is_some_and(|gone| gone.source == source);
         let from_source = self.by_source.get(&source).copied().unwrap_or(0) - usize::from(leaves_source);
@@ -103,16 +108,23 @@ impl Directory {
         if self.registrations.len() - usize::from(leaving.is_some()) >= limits.registrations {
             return Err(RegisterError::Full);
         }
-        Ok(leaving)
+        Ok(leaving.filter(|_| replaced.is_none()))
     }
 
     /// Enters a registration under a number that is free.
-    pub fn insert(&mut self, id: RegistrationId, peer: PeerId, observed: SocketAddr, says: Register) {
+    pub fn insert(
+        &mut self,
+        id: RegistrationId,
+        peer: PeerId,
+        (observed, is_reflexive): (SocketAddr, bool),
+        says: Register,
+    ) {
         let source = observed.ip().into();
         let mut registration = Registration {
             peer,
             source,
             observed,
+            is_reflexive,
             mapping: Mapping::Unknown,
             instance: says.instance,
             offered: Vec::new(),
@@ -200,9 +212,9 @@ mod tests {
     fn the_newest_registration_that_admits_the_asker_is_found() {
         let mut directory = Directory::default();
         let seen = address("198.51.100.1:7");
-        directory.insert(RegistrationId(1), B, seen, open());
-        directory.insert(RegistrationId(2), B, seen, says(IntroductionPolicy::Only(vec![A]), &[]));
-        directory.insert(RegistrationId(3), B, seen, says(IntroductionPolicy::Only(vec![]), &[]));
+        directory.insert(RegistrationId(1), B, (seen, true), open());
+        directory.insert(RegistrationId(2), B, (seen, true), says(IntroductionPolicy::Only(vec![A]), &[]));
+        directory.insert(RegistrationId(3), B, (seen, true), says(IntroductionPolicy::Only(vec![]), &[]));
         let found = |directory: &Directory, asker| directory.find(B, asker).map(|(id, _)| id.0);
         assert_eq!(found(&directory, A), Some(2));
         assert_eq!(found(&directory, C), Some(1));
@@ -218,7 +230,7 @@ mod tests {
         let mut directory = Directory::default();
         let id = RegistrationId(1);
         let offered = says(IntroductionPolicy::Anyone, &["10.0.0.1:5"]);
-        directory.insert(id, A, address("198.51.100.1:7"), offered);
+        directory.insert(id, A, (address("198.51.100.1:7"), true), offered);
         let kinds = |directory: &Directory| -> Vec<_> {
             directory.get(id).unwrap().candidates().iter().map(|c| (c.kind, c.address.to_string())).collect()
         };
@@ -239,7 +251,7 @@ mod tests {
     fn addresses_that_must_not_be_probed_are_dropped() {
         let mut directory = Directory::default();
         let bad = says(IntroductionPolicy::Anyone, &["127.0.0.1:9", "169.254.169.254:80", "224.0.0.1:5"]);
-        directory.insert(RegistrationId(1), A, address("127.0.0.1:4"), bad);
+        directory.insert(RegistrationId(1), A, (address("127.0.0.1:4"), true), bad);
         assert!(directory.get(RegistrationId(1)).unwrap().candidates().is_empty());
     }
 
@@ -253,16 +265,16 @@ mod tests {
         };
         let mut directory = Directory::default();
         let (here, there) = (address("192.0.2.1:1"), address("192.0.2.2:1"));
-        directory.insert(RegistrationId(1), A, here, open());
-        assert_eq!(directory.admit(A, there, &limits), Ok(Some(RegistrationId(1))));
-        directory.insert(RegistrationId(2), B, here, open());
-        assert_eq!(directory.admit(C, here, &limits), Err(RegisterError::Source));
-        assert_eq!(directory.admit(C, there, &limits), Ok(None));
-        directory.insert(RegistrationId(3), C, there, open());
+        directory.insert(RegistrationId(1), A, (here, true), open());
+        assert_eq!(directory.admit(A, there, None, &limits), Ok(Some(RegistrationId(1))));
+        directory.insert(RegistrationId(2), B, (here, true), open());
+        assert_eq!(directory.admit(C, here, None, &limits), Err(RegisterError::Source));
+        assert_eq!(directory.admit(C, there, None, &limits), Ok(None));
+        directory.insert(RegistrationId(3), C, (there, true), open());
         let another = PeerId::from_bytes([4; 32]);
-        assert_eq!(directory.admit(another, there, &limits), Err(RegisterError::Full));
+        assert_eq!(directory.admit(another, there, None, &limits), Err(RegisterError::Full));
         directory.remove(RegistrationId(1));
-        assert_eq!(directory.admit(another, here, &limits), Ok(None));
+        assert_eq!(directory.admit(another, here, None, &limits), Ok(None));
         directory.remove(RegistrationId(2));
         directory.remove(RegistrationId(3));
         assert!(directory.is_empty() && directory.by_peer.is_empty() && directory.by_source.is_empty());

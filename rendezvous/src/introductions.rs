@@ -121,41 +121,35 @@ impl Introductions {
         self.check_bounds(asker.registration, target.registration, limits)?;
         let introduction = self.free_id(rng);
         let channel = self.free_channel(rng);
-        let (of_asker, of_target) = (credentials(rng), credentials(rng));
-
         let (asker_id, target_id) = (asker.registration, target.registration);
         let entry = Entry { asker: asker_id, target: target_id, channel, meeting: MeetingState::default() };
         self.entries.insert(introduction, entry);
         self.members.entry(asker.registration).or_default().asked.push(introduction);
         self.members.entry(target.registration).or_default().answered.push(introduction);
+        let mut made = made(introduction, channel, asker, target, rng);
+        made.to_asker.request = Some(request);
+        made.to_target.first_flight = first_flight;
+        Ok(made)
+    }
 
-        let to_asker = Introduction {
-            introduction,
-            request: Some(request),
-            peer: target.peer,
-            instance: target.instance,
-            role: Role::Controlling,
-            local: of_asker.clone(),
-            remote: of_target.clone(),
-            candidates: target.candidates,
-            mapping: target.mapping,
-            channel,
-            first_flight: Vec::new(),
-        };
-        let to_target = Introduction {
-            introduction,
-            request: None,
-            peer: asker.peer,
-            instance: asker.instance,
-            role: Role::Controlled,
-            local: of_target,
-            remote: of_asker,
-            candidates: asker.candidates,
-            mapping: asker.mapping,
-            channel,
-            first_flight,
-        };
-        Ok(Made { to_asker, to_target })
+    /// Makes an introduction anew: fresh credentials, and what the two sides offer now. `None` when one of the two is not there.
+    pub fn renew(
+        &mut self,
+        introduction: IntroductionId,
+        by: RegistrationId,
+        party: impl Fn(RegistrationId) -> Option<Party>,
+        rng: &mut StdRng,
+    ) -> Option<Made> {
+        let entry = self.entries.get_mut(&introduction)?;
+        entry.side(by)?;
+        let (asker, target) = (party(entry.asker)?, party(entry.target)?);
+        entry.meeting = MeetingState::default();
+        Some(made(introduction, entry.channel, asker, target, rng))
+    }
+
+    /// Both ends of an introduction, asker's first.
+    pub fn sides(&self, introduction: IntroductionId) -> Option<[RegistrationId; 2]> {
+        self.entries.get(&introduction).map(|entry| [entry.asker, entry.target])
     }
 
     /// One side ends an introduction; `None` when it is not a side of it.
@@ -261,6 +255,44 @@ impl Introductions {
             self.members.remove(&registration);
         }
     }
+}
+
+/// What each side is told of the other.
+fn made(
+    introduction: IntroductionId,
+    channel: Channel,
+    asker: Party,
+    target: Party,
+    rng: &mut StdRng,
+) -> Made {
+    let (of_asker, of_target) = (credentials(rng), credentials(rng));
+    let to_asker = Introduction {
+        introduction,
+        request: None,
+        peer: target.peer,
+        instance: target.instance,
+        role: Role::Controlling,
+        local: of_asker.clone(),
+        remote: of_target.clone(),
+        candidates: target.candidates,
+        mapping: target.mapping,
+        channel,
+        first_flight: Vec::new(),
+    };
+    let to_target = Introduction {
+        introduction,
+        request: None,
+        peer: asker.peer,
+        instance: asker.instance,
+        role: Role::Controlled,
+        local: of_target,
+        remote: of_asker,
+        candidates: asker.candidates,
+        mapping: asker.mapping,
+        channel,
+        first_flight: Vec::new(),
+    };
+    Made { to_asker, to_target }
 }
 
 fn credentials(rng: &mut StdRng) -> Credentials {

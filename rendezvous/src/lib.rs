@@ -23,8 +23,8 @@
 //!
 //! Beside them [`keyfile`] keeps the server's key, and [`hosts`] judges its addresses.
 //!
-//! Shells around them: `signalling` (QUIC on UDP 443), `owner` (the one task that owns the broker), `relay::shard`
-//! (a thread per core on UDP 3478 and 3479), and [`Server`], which starts and stops them all.
+//! Shells around them: `signalling` (QUIC on UDP 443), `stream` (TLS on TCP 443), `owner` (the one task that owns the broker),
+//! `relay::shard` (a thread per core on UDP 3478 and 3479), and [`Server`], which starts and stops them all.
 
 #![forbid(unsafe_code)]
 
@@ -40,8 +40,10 @@ mod ports;
 pub mod relay;
 mod server;
 mod signalling;
+mod stream;
 
 pub use limits::Limits;
-pub use ports::BindError;
-pub use server::{Builder, Ports, RelayCount, Server, StartError};
+pub use ports::{BindError, Transport};
+pub use server::{Builder, Ports, RelayCount, Server, StartError, TlsPort};
 pub use signalling::EndpointError;
+pub use stream::StreamError;

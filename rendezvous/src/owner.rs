@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
-use crate::broker::{Action, Broker, Departure};
+use crate::broker::{self, Action, Broker, Departure, StreamBinding};
 use crate::directory::RegisterError;
 use crate::relay::shard::Command;
 use crate::relay::table::Bound;
@@ -28,21 +28,41 @@ pub(crate) enum Event {
         peer: PeerId,
         says: Register,
         mailbox: Mailbox,
-        answer: oneshot::Sender<Result<RegistrationId, RegisterError>>,
+        /// Of a stream.
+        binding: Option<StreamBinding>,
+        answer: oneshot::Sender<Result<Seat, RegisterError>>,
     },
     /// A registered peer asks for something.
-    Request(RegistrationId, Request),
+    Request(Seat, Request),
+    /// A stream binds or renews its binding.
+    Bound(Seat, StreamBinding),
     /// A connection has ended.
-    Departed(RegistrationId, Departure),
+    Departed(Seat, Departure),
+}
+
+/// A registration as one of its connections, the first or a later one, holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seat {
+    pub(crate) registration: RegistrationId,
+    connection: u64,
 }
 
 /// The owner's end of a connection.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    connection: Connection,
+    line: Line,
     notices: UnboundedSender<Bytes>,
     queued: Arc<AtomicUsize>,
     most: usize,
+}
+
+/// The connection itself.
+#[derive(Debug)]
+pub(crate) enum Line {
+    /// QUIC.
+    Quic(Connection),
+    /// A stream, which closes itself with the first code and reason that it hears.
+    Stream { remote: SocketAddr, close: UnboundedSender<(u32, &'static str)> },
 }
 
 /// The connection's end: what it has to write.
@@ -53,11 +73,11 @@ pub(crate) struct Outbox {
 }
 
 /// A mailbox that holds `most` bytes of notices at a time.
-pub(crate) fn mailbox(connection: Connection, most: usize) -> (Mailbox, Outbox) {
+pub(crate) fn mailbox(line: Line, most: usize) -> (Mailbox, Outbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let queued = Arc::new(AtomicUsize::new(0));
     let outbox = Outbox { notices: receiver, queued: queued.clone() };
-    (Mailbox { connection, notices: sender, queued, most }, outbox)
+    (Mailbox { line, notices: sender, queued, most }, outbox)
 }
 
 impl Mailbox {
@@ -72,12 +92,19 @@ impl Mailbox {
         }
     }
 
-    fn close(&self, code: u32, reason: &str) {
-        self.connection.close(code.into(), reason.as_bytes());
+    fn close(&self, code: u32, reason: &'static str) {
+        match &self.line {
+            Line::Quic(connection) => connection.close(code.into(), reason.as_bytes()),
+            // One that has ended already needs no word.
+            Line::Stream { close, .. } => drop(close.send((code, reason))),
+        }
     }
 
     fn observed(&self) -> SocketAddr {
-        canonical(self.connection.remote_address())
+        match &self.line {
+            Line::Quic(connection) => canonical(connection.remote_address()),
+            Line::Stream { remote, .. } => *remote,
+        }
     }
 }
 
@@ -85,6 +112,11 @@ impl Outbox {
     /// The next notice to write; `None` when the owner is gone.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         self.notices.recv().await
+    }
+
+    /// One that waits already.
+    pub(crate) fn try_next(&mut self) -> Option<Bytes> {
+        self.notices.try_recv().ok()
     }
 
     /// The notice of this length has been written.
@@ -102,13 +134,19 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 #[derive(Debug)]
 pub(crate) struct Owner {
     broker: Broker,
-    mailboxes: HashMap<RegistrationId, Mailbox>,
+    /// With the number of the connection.
+    mailboxes: HashMap<RegistrationId, (u64, Mailbox)>,
+    /// Streams whose peers have moved on to another connection. They relay until their peer has bound the other one, and closes them;
+    /// one of a registration at a time.
+    retired: HashMap<RegistrationId, (u64, Mailbox)>,
+    next_connection: u64,
     shards: Vec<UnboundedSender<Command>>,
 }
 
 impl Owner {
     pub(crate) fn new(broker: Broker, shards: Vec<UnboundedSender<Command>>) -> Self {
-        Self { broker, mailboxes: HashMap::new(), shards }
+        let (mailboxes, retired) = (HashMap::new(), HashMap::new());
+        Self { broker, mailboxes, retired, next_connection: 0, shards }
     }
 
     /// Runs until nobody can send events any more.
@@ -134,28 +172,71 @@ impl Owner {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Register { peer, says, mailbox, answer } => {
-                let result = self.broker.handle_register(peer, mailbox.observed(), says, now);
-                if let Ok(registration) = result {
-                    debug!(peer = %peer.short(), "registered");
-                    self.mailboxes.insert(registration, mailbox);
-                }
-                if answer.send(result).is_err()
-                    && let Ok(registration) = result
-                {
-                    self.depart(registration, Departure::Lost, now);
+            Event::Register { peer, says, mailbox, binding, answer } => {
+                let line = broker::Line { observed: mailbox.observed(), binding };
+                let result = self.broker.handle_register(peer, line, says, now);
+                let result = result.map(|registration| self.seat(registration, mailbox));
+                if let Ok(seat) = result {
+                    debug!(peer = %peer.short(), stream = binding.is_some(), "registered");
+                    if answer.send(result).is_err() {
+                        self.depart(seat, Departure::Lost, now);
+                    }
+                } else {
+                    // Whoever is gone does not need to know.
+                    let _ = answer.send(result);
                 }
             }
-            Event::Request(from, request) => {
+            Event::Request(from, _) if !self.holds(from) => {}
+            Event::Request(Seat { registration: from, .. }, request) => {
                 self.look_again(from, &request);
                 if self.broker.handle_request(from, request, now).is_err()
-                    && let Some(mailbox) = self.mailboxes.get(&from)
+                    && let Some((_, mailbox)) = self.mailboxes.get(&from)
                 {
                     mailbox.close(close_code::MALFORMED, "registered twice");
                 }
             }
-            Event::Departed(registration, how) => self.depart(registration, how, now),
+            Event::Bound(from, binding) => {
+                let held = |mailboxes: &HashMap<_, (u64, Mailbox)>| {
+                    mailboxes.get(&from.registration).is_some_and(|(number, _)| *number == from.connection)
+                };
+                if held(&self.mailboxes) || held(&self.retired) {
+                    self.broker.handle_stream_bound(from.registration, binding, now);
+                }
+            }
+            Event::Departed(seat, how) => self.depart(seat, how, now),
         }
+    }
+
+    /// Gives a registration to its newest connection.
+    fn seat(&mut self, registration: RegistrationId, mailbox: Mailbox) -> Seat {
+        self.next_connection += 1;
+        let connection = self.next_connection;
+        let former = self.mailboxes.insert(registration, (connection, mailbox));
+        if let Some((number, former)) = former {
+            self.close_retired(registration);
+            let moves_from_stream_to_quic = matches!(former.line, Line::Stream { .. })
+                && self
+                    .mailboxes
+                    .get(&registration)
+                    .is_some_and(|(_, now)| matches!(now.line, Line::Quic(_)));
+            if moves_from_stream_to_quic {
+                self.retired.insert(registration, (number, former));
+            } else {
+                former.close(close_code::SHUTDOWN, "the peer has registered over another connection");
+            }
+        }
+        Seat { registration, connection }
+    }
+
+    fn close_retired(&mut self, registration: RegistrationId) {
+        if let Some((_, mailbox)) = self.retired.remove(&registration) {
+            mailbox.close(close_code::SHUTDOWN, "the peer has registered over another connection");
+        }
+    }
+
+    /// Whether this connection is the registration's present one.
+    fn holds(&self, seat: Seat) -> bool {
+        self.mailboxes.get(&seat.registration).is_some_and(|(number, _)| *number == seat.connection)
     }
 
     /// A NAT may have rebound since; what an introduction tells must be what the server sees now.
@@ -165,16 +246,22 @@ impl Owner {
             _ => &[],
         };
         let concerned = target.iter().copied().chain([from]);
-        let seen = |id| Some((id, self.mailboxes.get(&id)?.observed()));
+        let seen = |id| Some((id, self.mailboxes.get(&id)?.1.observed()));
         for (id, observed) in concerned.filter_map(seen).collect::<Vec<_>>() {
             self.broker.handle_observed(id, observed);
         }
     }
 
-    fn depart(&mut self, registration: RegistrationId, how: Departure, now: Instant) {
+    fn depart(&mut self, seat: Seat, how: Departure, now: Instant) {
+        let registration = seat.registration;
+        if !self.holds(seat) {
+            self.retired.retain(|id, (number, _)| *id != registration || *number != seat.connection);
+            return;
+        }
         debug!(?registration, ?how, "departed");
         self.broker.handle_departure(registration, how, now);
         self.mailboxes.remove(&registration);
+        self.close_retired(registration);
     }
 
     fn act(&mut self) {
@@ -187,16 +274,17 @@ impl Owner {
                 }
                 Action::Notify(to, notice) => self.notify(to, &notice),
                 Action::Evict(registration) => {
-                    if let Some(mailbox) = self.mailboxes.remove(&registration) {
+                    if let Some((_, mailbox)) = self.mailboxes.remove(&registration) {
                         mailbox.close(close_code::REFUSED, "replaced by newer registrations of the same key");
                     }
+                    self.close_retired(registration);
                 }
             }
         }
     }
 
     fn notify(&self, to: RegistrationId, notice: &Notice) {
-        let Some(mailbox) = self.mailboxes.get(&to) else { return };
+        let Some((_, mailbox)) = self.mailboxes.get(&to) else { return };
         match encode(notice) {
             Ok(bytes) => mailbox.post(bytes.into()),
             Err(message::MessageError::TooLong(length)) => error!(length, "a notice exceeds its bound"),

@@ -1,7 +1,8 @@
-//! Binds the server's UDP sockets.
+//! Binds the server's sockets.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, info};
@@ -10,12 +11,32 @@ use tracing::{debug, info};
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Tries to find a port that is free on every address, when any will do.
-const ATTEMPTS: usize = 16;
+pub(crate) const ATTEMPTS: usize = 16;
+
+/// The protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Datagrams.
+    Udp,
+    /// Streams.
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        })
+    }
+}
 
 /// A socket could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("UDP port {} of {}: {source}", address.port(), address.ip())]
+#[error("{protocol} port {} of {}: {source}", address.port(), address.ip())]
 pub struct BindError {
+    /// UDP or TCP.
+    pub protocol: Transport,
     /// Where.
     pub address: SocketAddr,
     /// Why.
@@ -32,6 +53,14 @@ pub(crate) enum Listen {
 }
 
 impl Listen {
+    fn ips(&self) -> &[IpAddr] {
+        const BOTH: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        match self {
+            Self::Everywhere => &BOTH,
+            Self::Only(ips) => ips,
+        }
+    }
+
     /// The same and these.
     pub(crate) fn with(&self, more: &[IpAddr]) -> Self {
         match self {
@@ -72,15 +101,51 @@ pub(crate) fn bind(listen: &Listen, port: u16, copies: usize) -> Result<Port, Bi
     }
 }
 
-fn bind_once(listen: &Listen, port: u16, copies: usize) -> Result<Port, BindError> {
-    let both = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let ips: &[IpAddr] = match listen {
-        Listen::Everywhere => &both,
-        Listen::Only(ips) => ips,
-    };
+/// A TCP port: a socket per family or address.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) number: u16,
+    pub(crate) sockets: Vec<TcpListener>,
+}
+
+/// Listens on one TCP port of every address.
+pub(crate) fn listen(listen: &Listen, port: u16) -> Result<Listening, BindError> {
     let mut number = port;
     let mut sockets = Vec::new();
-    for ip in ips {
+    for ip in listen.ips() {
+        let address = SocketAddr::new(*ip, number);
+        match listener(address) {
+            Ok(listener) => {
+                number = listener.local_addr().map_or(number, |bound| bound.port());
+                sockets.push(listener);
+            }
+            Err(error) if *listen == Listen::Everywhere && ip.is_ipv6() && is_unavailable(&error) => {}
+            Err(source) => return Err(BindError { protocol: Transport::Tcp, address, source }),
+        }
+    }
+    Ok(Listening { number, sockets })
+}
+
+/// Connections that may wait to be accepted: what Linux allows at most unless told otherwise (`net.core.somaxconn`).
+const BACKLOG: i32 = 4_096;
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restarted server must not wait for connections of the last one to time out.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn bind_once(listen: &Listen, port: u16, copies: usize) -> Result<Port, BindError> {
+    let mut number = port;
+    let mut sockets = Vec::new();
+    for ip in listen.ips() {
         match bind_address(*ip, number, copies) {
             Ok((bound, copies)) => {
                 number = bound;
@@ -102,7 +167,7 @@ fn is_unavailable(error: &io::Error) -> bool {
 }
 
 fn bind_address(ip: IpAddr, port: u16, copies: usize) -> Result<(u16, Vec<UdpSocket>), BindError> {
-    let at = |address| move |source| BindError { address, source };
+    let at = |address| move |source| BindError { protocol: Transport::Udp, address, source };
     let mut address = SocketAddr::new(ip, port);
     // Sockets that share their port would also share it with those of another server of the same user, and take half
     // of its packets: so find out first whether the port is free.

@@ -15,7 +15,9 @@ use rendezvous_wire::message::close_code;
 use rendezvous_wire::{
     DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, KeyPair, PeerId, RendezvousAddress,
 };
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -24,15 +26,28 @@ use crate::hosts;
 use crate::limits::{Limits, SourceBuckets};
 use crate::owner::Owner;
 use crate::ports::{self, BindError, Listen};
-use crate::relay::shard::{Command, Counters, Links, Shard};
+use crate::relay::shard::{Command, Counters, INLET, Links, Shard, StreamFrames};
 use crate::relay::table::{Bound, Table};
 use crate::signalling::{self, Doors, EndpointError, Shared};
+use crate::stream::{self, StreamError, Streams};
 
 /// Events of connections on their way to the owner; a connection waits when there are more.
 const EVENTS: usize = 1_024;
 
 /// How long the goodbyes of a shutdown may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The TCP port for peers whose network lets no UDP through, and for HTTPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsPort {
+    /// The number of the UDP port of signalling: where peers look for it.
+    #[default]
+    Same,
+    /// Another one, to which something in front of this server forwards; 0 takes a free one.
+    Number(u16),
+    /// None.
+    Off,
+}
 
 /// Sets up a [`Server`]. Everything has a default.
 #[derive(Debug)]
@@ -41,6 +56,7 @@ pub struct Builder {
     listen: Vec<IpAddr>,
     alternate: Vec<IpAddr>,
     port: u16,
+    tls_port: TlsPort,
     reflection_ports: [u16; 2],
     hosts: Vec<String>,
     relay_threads: Option<NonZeroUsize>,
@@ -54,6 +70,7 @@ impl Default for Builder {
             listen: Vec::new(),
             alternate: Vec::new(),
             port: DEFAULT_SIGNALLING_PORT,
+            tls_port: TlsPort::default(),
             reflection_ports: DEFAULT_REFLECTION_PORTS,
             hosts: Vec::new(),
             relay_threads: None,
@@ -86,6 +103,12 @@ impl Builder {
     /// The UDP port of signalling; 0 takes a free one.
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
+        self
+    }
+
+    /// The TCP port.
+    pub fn tls_port(mut self, port: TlsPort) -> Self {
+        self.tls_port = port;
         self
     }
 
@@ -123,7 +146,7 @@ impl Builder {
         let threads = self.relay_threads.or_else(|| std::thread::available_parallelism().ok());
         let threads = threads.map_or(1, NonZeroUsize::get);
 
-        let signalling = ports::bind(&listen, self.port, 1)?;
+        let (signalling, tls) = bind_signalling(&listen, self.port, self.tls_port)?;
         let reflecting = listen.with(&self.alternate);
         ports::check(&self.alternate)?;
         let relay = [
@@ -154,8 +177,45 @@ impl Builder {
             tasks.spawn(signalling::accept(endpoint.clone(), shared.clone()));
             endpoints.push(endpoint);
         }
-        Ok(Server { address, reflection_ports, endpoints, tasks, relay })
+        let closing = watch::Sender::new(false);
+        let tls_port = tls.as_ref().map(|listening| listening.number);
+        if let Some(listening) = tls {
+            let (shards, inlets) = (relay.shards.clone(), relay.inlets.clone());
+            let streams = Streams::new(&key, &address.host, shared, shards, inlets, closing.subscribe())?;
+            let streams = Arc::new(streams);
+            for listener in listening.sockets {
+                let listener = TcpListener::from_std(listener).map_err(StreamError::from)?;
+                tasks.spawn(stream::accept(listener, streams.clone()));
+            }
+        }
+        Ok(Server { address, tls_port, reflection_ports, endpoints, closing, tasks, relay })
     }
+}
+
+/// Binds the two ports of signalling. Where both may be any, they have one number.
+fn bind_signalling(
+    listen: &Listen,
+    port: u16,
+    tls_port: TlsPort,
+) -> Result<(ports::Port, Option<ports::Listening>), BindError> {
+    for attempt in 0.. {
+        let signalling = ports::bind(listen, port, 1)?;
+        let number = match tls_port {
+            TlsPort::Off => return Ok((signalling, None)),
+            TlsPort::Number(number) => number,
+            TlsPort::Same => signalling.number,
+        };
+        match ports::listen(listen, number) {
+            Ok(tls) => return Ok((signalling, Some(tls))),
+            Err(error)
+                if port == 0
+                    && tls_port == TlsPort::Same
+                    && attempt < ports::ATTEMPTS
+                    && error.source.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+    unreachable!("every attempt but the last ends the loop or tries again")
 }
 
 /// Why a server did not start.
@@ -171,17 +231,22 @@ pub enum StartError {
     /// The signalling endpoint.
     #[error("signalling: {0}")]
     Endpoint(#[from] EndpointError),
+    /// TLS on the TCP port.
+    #[error("the TCP port: {0}")]
+    Stream(#[from] StreamError),
     /// A relay thread.
     #[error("relay thread: {0}")]
     Relay(#[from] io::Error),
 }
 
-/// The UDP ports that a server listens on.
+/// The ports that a server listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ports {
-    /// Registration and signalling.
+    /// Registration and signalling, UDP.
     pub signalling: u16,
-    /// Reflection and relay.
+    /// The same and the relay in one stream, and HTTPS, TCP.
+    pub tls: Option<u16>,
+    /// Reflection and relay, UDP.
     pub reflection: [u16; 2],
 }
 
@@ -195,6 +260,8 @@ pub struct RelayCount {
     pub forwarded_bytes: u64,
     /// Runs of frames refused: no such channel, or an end that is not bound.
     pub refused: u64,
+    /// Runs of frames dropped: a stream that does not keep up.
+    pub dropped: u64,
     /// STUN answers.
     pub answered: u64,
 }
@@ -203,8 +270,11 @@ pub struct RelayCount {
 #[derive(Debug)]
 pub struct Server {
     address: RendezvousAddress,
+    tls_port: Option<u16>,
     reflection_ports: [u16; 2],
     endpoints: Vec<Endpoint>,
+    /// Tells streams that the server goes away. Each of them listens, so none is left when nobody does.
+    closing: watch::Sender<bool>,
     /// The owner of the broker, and who accepts at each endpoint. None of them ends by itself.
     tasks: JoinSet<()>,
     relay: Relay,
@@ -228,7 +298,7 @@ impl Server {
 
     /// Its ports; where 0 was asked for, the ones that were free.
     pub fn ports(&self) -> Ports {
-        Ports { signalling: self.address.port, reflection: self.reflection_ports }
+        Ports { signalling: self.address.port, tls: self.tls_port, reflection: self.reflection_ports }
     }
 
     /// What its relay has done so far.
@@ -240,6 +310,7 @@ impl Server {
             forwarded: sum(|shard| &shard.forwarded),
             forwarded_bytes: sum(|shard| &shard.forwarded_bytes),
             refused: sum(|shard| &shard.refused),
+            dropped: sum(|shard| &shard.dropped),
             answered: sum(|shard| &shard.answered),
         }
     }
@@ -255,10 +326,14 @@ impl Server {
         for endpoint in &self.endpoints {
             endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
         }
+        self.closing.send_replace(true);
         let idle = async {
             for endpoint in &self.endpoints {
                 endpoint.wait_idle().await;
             }
+            // Who accepts listens as well.
+            self.tasks.shutdown().await;
+            self.closing.closed().await;
         };
         let _ = tokio::time::timeout(FAREWELL, idle).await;
         let mut relay = std::mem::take(&mut self.relay);
@@ -280,6 +355,8 @@ impl Drop for Server {
 #[derive(Debug, Default)]
 struct Relay {
     shards: Vec<UnboundedSender<Command>>,
+    /// Where the frames of streams go, by thread.
+    inlets: Vec<mpsc::Sender<StreamFrames>>,
     threads: Vec<JoinHandle<()>>,
     /// One per thread, so that threads do not contend for a cache line.
     counters: Vec<Arc<Counters>>,
@@ -300,8 +377,10 @@ impl Relay {
             }
         }
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
-        let mut relay = Self { shards: senders, ..Self::default() };
-        for (number, (sockets, commands)) in columns.into_iter().zip(receivers).enumerate() {
+        let (inlets, outlets): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(INLET)).unzip();
+        let mut relay = Self { shards: senders, inlets, ..Self::default() };
+        let columns = columns.into_iter().zip(receivers.into_iter().zip(outlets));
+        for (number, (sockets, (commands, inlet))) in columns.enumerate() {
             let mut shards = relay.shards.clone();
             shards.swap_remove(number);
             let counters = Arc::new(Counters::default());
@@ -313,6 +392,7 @@ impl Relay {
                 Table::new(limits.lease, limits.binding),
                 SourceBuckets::new(limits.reflecting, keys()),
                 commands,
+                inlet,
                 Links { shards, reports: reports.clone() },
                 counters,
             )?;

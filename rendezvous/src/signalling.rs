@@ -11,7 +11,7 @@ use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, ReadError, RecvStream,
     SendStream, TransportConfig, VarInt,
 };
-use rendezvous_wire::message::{Decoder, MessageError, RegistrationId, Request, close_code};
+use rendezvous_wire::message::{Decoder, MessageError, Request, close_code};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
@@ -20,16 +20,16 @@ use tracing::debug;
 
 use crate::broker::Departure;
 use crate::limits::{Bucket, Limits, Rate, SourceBuckets};
-use crate::owner::{Event, Mailbox, Outbox, mailbox};
+use crate::owner::{Event, Line, Mailbox, Outbox, Seat, mailbox};
 
 /// A peer keeps its connection alive every 15 s or so; three may be lost.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// From the first packet to a proven key.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From a proven key to the registration.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a peer may have under way to us: an introduction with a whole first flight, twice.
 const RECEIVE_WINDOW: u32 = 16 * 1024;
@@ -41,10 +41,10 @@ const SEND_WINDOW: u64 = 32 * 1024;
 const READ: usize = 4 * 1024;
 
 /// Messages of one connection; what comes faster waits, and QUIC's flow control tells the peer.
-const MESSAGES: Rate = Rate::new(256, 64);
+pub(crate) const MESSAGES: Rate = Rate::new(256, 64);
 
 /// Connections beyond [`Limits::registrations`] that may be shaking hands.
-const HANDSHAKES: usize = 1_024;
+pub(crate) const HANDSHAKES: usize = 1_024;
 
 /// With so many unregistered connections every new one must prove its address first: a flood from forged addresses
 /// then leaves no state here.
@@ -68,10 +68,10 @@ pub(crate) struct Doors {
 }
 
 /// Counts a connection among the unregistered ones until it is dropped.
-struct Unregistered<'a>(&'a AtomicUsize);
+pub(crate) struct Unregistered<'a>(&'a AtomicUsize);
 
 impl<'a> Unregistered<'a> {
-    fn count(counter: &'a AtomicUsize) -> Self {
+    pub(crate) fn count(counter: &'a AtomicUsize) -> Self {
         counter.fetch_add(1, Ordering::Relaxed);
         Self(counter)
     }
@@ -244,15 +244,16 @@ async fn register_and_serve(
     let (mut conversation, first) = first.map_err(|_| ServeError::NotRegistered)??;
     let Request::Register(says) = first else { return Err(ServeError::NotRegistered) };
 
-    let (mailbox, outbox): (Mailbox, Outbox) = mailbox(connection.clone(), shared.limits.queued_bytes);
+    let (mailbox, outbox): (Mailbox, Outbox) =
+        mailbox(Line::Quic(connection.clone()), shared.limits.queued_bytes);
     let (answer, registered) = oneshot::channel();
-    let event = Event::Register { peer, says, mailbox, answer };
+    let event = Event::Register { peer, says, mailbox, binding: None, answer };
     shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
-    let registration = registered.await.map_err(|_| ServeError::Stopping)??;
+    let seat = registered.await.map_err(|_| ServeError::Stopping)??;
     drop(unregistered);
 
-    let Err(error) = conversation.run(registration, outbox, shared).await;
-    let _ = shared.events.send(Event::Departed(registration, error.departure())).await;
+    let Err(error) = conversation.run(seat, outbox, shared).await;
+    let _ = shared.events.send(Event::Departed(seat, error.departure())).await;
     Err(error)
 }
 
@@ -292,12 +293,7 @@ impl Conversation {
         }
     }
 
-    async fn run(
-        &mut self,
-        registration: RegistrationId,
-        mut outbox: Outbox,
-        shared: &Shared,
-    ) -> Result<Never, ServeError> {
+    async fn run(&mut self, seat: Seat, mut outbox: Outbox, shared: &Shared) -> Result<Never, ServeError> {
         let mut pace = Bucket::default();
         loop {
             tokio::select! {
@@ -313,7 +309,7 @@ impl Conversation {
                     while !pace.take(MESSAGES, Instant::now()) {
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
-                    let event = Event::Request(registration, request);
+                    let event = Event::Request(seat, request);
                     shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
                 }
             }

@@ -9,6 +9,7 @@ use rendezvous_wire::stun::behaviour::DiscoveryRequest;
 use super::*;
 use crate::limits::Rate;
 use crate::relay::table;
+use crate::relay::table::Via;
 
 const A: RegistrationId = RegistrationId(0xa);
 const T: TransactionId = TransactionId([0x5a; 12]);
@@ -146,7 +147,8 @@ fn a_bind_request_binds_and_is_answered_under_its_key() {
     let reaction = server.handle(&bind_request(1), V6);
     assert!(reaction.answer.is_none() && reaction.bound.is_none(), "a replay gets no answer");
     let bound = server.handle(&bind_request(2), V6).bound.unwrap();
-    assert_eq!((bound.sequence, bound.flow.remote), (2, V6.parse().unwrap()));
+    let Via::Udp(flow) = bound.via else { panic!("{bound:?}") };
+    assert_eq!((bound.sequence, flow.remote), (2, V6.parse().unwrap()));
 }
 
 fn discovery(change: (bool, bool), response_port: Option<u16>) -> Vec<u8> {

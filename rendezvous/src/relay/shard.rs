@@ -1,5 +1,6 @@
-//! One relay thread: sockets of its own (`SO_REUSEPORT`), a table of its own, nothing shared.
+//! One relay thread: sockets of its own (`SO_REUSEPORT`), a table of its own, nothing shared but the outlets of streams.
 
+use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -8,16 +9,18 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::trace;
 
 use super::origin::Origins;
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
-use super::table::{Bound, Change, Flow, Table};
+use super::table::{Bound, Change, Flow, StreamId, Table, Via};
 use crate::limits::SourceBuckets;
+use crate::stream::outlet::Outlet;
 
 /// Bytes of a receive buffer: the most that the kernel coalesces into one.
 const BUFFER: usize = 64 * 1024;
@@ -46,9 +49,24 @@ const GSO_RETRY: Duration = Duration::from_secs(60);
 pub(crate) enum Command {
     /// For its table.
     Change(Change),
+    /// A stream has begun: frames for it go here.
+    Stream(StreamId, Arc<Outlet>),
+    /// A stream has ended.
+    StreamGone(StreamId),
     /// The server is going away.
     Stop,
 }
+
+/// Frames that came on a stream, in one record.
+#[derive(Debug)]
+pub(crate) struct StreamFrames {
+    pub(crate) from: StreamId,
+    pub(crate) bytes: Bytes,
+    pub(crate) segment: usize,
+}
+
+/// Records of frames that may wait for a shard; streams wait beyond that, and TCP tells their peers.
+pub(crate) const INLET: usize = 64;
 
 /// Where a shard tells what it has learnt.
 #[derive(Debug, Clone)]
@@ -65,6 +83,7 @@ pub(crate) struct Counters {
     pub(crate) forwarded: AtomicU64,
     pub(crate) forwarded_bytes: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) dropped: AtomicU64,
     pub(crate) answered: AtomicU64,
 }
 
@@ -75,9 +94,17 @@ pub(crate) struct Shard {
     strangers: SourceBuckets,
     origins: Origins,
     commands: UnboundedReceiver<Command>,
+    inlet: mpsc::Receiver<StreamFrames>,
+    streams: HashMap<StreamId, Arc<Outlet>>,
     links: Links,
     counters: Arc<Counters>,
     buffers: Vec<u8>,
+}
+
+/// What a shard wakes up for.
+enum Ready {
+    Socket(usize),
+    Stream(StreamFrames),
 }
 
 struct Socket {
@@ -178,6 +205,7 @@ impl Shard {
         table: Table,
         strangers: SourceBuckets,
         commands: UnboundedReceiver<Command>,
+        inlet: mpsc::Receiver<StreamFrames>,
         links: Links,
         counters: Arc<Counters>,
     ) -> io::Result<JoinHandle<()>> {
@@ -188,7 +216,9 @@ impl Shard {
         drop(guard);
         let buffers = vec![0; BUFFER * BATCH_SIZE];
         let origins = Origins::new(bound, pairs);
-        let shard = Self { sockets, table, strangers, origins, commands, links, counters, buffers };
+        let streams = HashMap::new();
+        let shard =
+            Self { sockets, table, strangers, origins, commands, inlet, streams, links, counters, buffers };
         let name = format!("relay-{number}");
         std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
     }
@@ -196,23 +226,53 @@ impl Shard {
     async fn run(mut self) {
         let mut turn = 0;
         loop {
-            let Self { sockets, commands, .. } = &mut self;
+            let Self { sockets, commands, inlet, .. } = &mut self;
             let ready = tokio::select! {
                 biased;
-                command = commands.recv() => match command {
-                    Some(Command::Change(change)) => {
-                        self.table.apply(change);
-                        continue;
+                command = commands.recv() => {
+                    if !command.is_some_and(|command| self.obey(command)) {
+                        return;
                     }
-                    Some(Command::Stop) | None => return,
-                },
-                ready = std::future::poll_fn(|cx| poll_readable(sockets, turn, cx)) => ready,
+                    continue;
+                }
+                ready = std::future::poll_fn(|cx| poll_ready(sockets, inlet, turn, cx)) => ready,
             };
-            turn = ready + 1;
-            if !self.serve(ready) {
+            let goes_on = match ready {
+                Ready::Socket(index) => {
+                    turn = index + 1;
+                    self.serve(index)
+                }
+                Ready::Stream(frames) => {
+                    turn = 0;
+                    self.serve_stream(&frames)
+                }
+            };
+            if !goes_on {
                 return;
             }
         }
+    }
+
+    /// Does what it is told; `false` when told to stop.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Change(change) => self.table.apply(change),
+            Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
+            Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    /// Does what it was told meanwhile; `false` once told to stop. A peer may use a channel as soon as its notice has come, and the
+    /// notice left after these.
+    fn obey_all(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            if !self.obey(command) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Handles what waits at one socket; `false` once told to stop.
@@ -228,16 +288,28 @@ impl Shard {
                     continue;
                 }
             };
-            // A peer may use a channel as soon as its notice has come, and the notice left after these.
-            while let Ok(command) = self.commands.try_recv() {
-                match command {
-                    Command::Change(change) => self.table.apply(change),
-                    Command::Stop => return false,
-                }
+            if !self.obey_all() {
+                return false;
             }
             let now = Instant::now();
             for (place, meta) in metas[..received].iter().enumerate() {
                 self.handle(index, place, meta, now);
+            }
+        }
+        true
+    }
+
+    /// Handles frames from a stream; `false` once told to stop.
+    fn serve_stream(&mut self, frames: &StreamFrames) -> bool {
+        if !self.obey_all() {
+            return false;
+        }
+        let now = Instant::now();
+        let Self { sockets, table, streams, counters, .. } = self;
+        for run in runs(&frames.bytes, frames.segment) {
+            if let Run::Frames { channel, bytes, segment } = run {
+                let to = table.route(channel, frames.from, now);
+                forward(sockets, streams, counters, to, (bytes, segment, None), now);
             }
         }
         true
@@ -248,7 +320,7 @@ impl Shard {
             return;
         }
         let flow = Flow { remote: meta.addr, local: answer_from(meta.dst_ip), socket: index };
-        let Self { sockets, table, strangers, origins, links, counters, buffers, .. } = self;
+        let Self { sockets, table, strangers, origins, streams, links, counters, buffers, .. } = self;
         let buffer = &buffers[place * BUFFER..][..meta.len.min(BUFFER)];
         for run in runs(buffer, meta.stride) {
             match run {
@@ -266,30 +338,64 @@ impl Shard {
                         counters.answered.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                Run::Frames { channel, bytes, segment } => match table.route(channel, meta.addr, now) {
-                    Some(to) if segment.min(bytes.len()) <= MAX_FRAME => {
-                        // Congestion marked on one leg is for the session to hear of.
-                        sockets[to.socket].forward(bytes, segment, meta.ecn, to, now);
-                        let frames = bytes.len().div_ceil(segment) as u64;
-                        counters.forwarded.fetch_add(frames, Ordering::Relaxed);
-                        counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    }
-                    _ => {
-                        counters.refused.fetch_add(1, Ordering::Relaxed);
-                    }
-                },
+                Run::Frames { channel, bytes, segment } => {
+                    let to = table.route(channel, meta.addr, now);
+                    // Congestion marked on one leg is for the session to hear of.
+                    forward(sockets, streams, counters, to, (bytes, segment, meta.ecn), now);
+                }
                 Run::Other => {}
             }
         }
     }
 }
 
-/// Which socket can be read, `turn` being asked first.
-fn poll_readable(sockets: &[Socket], turn: usize, cx: &mut Context<'_>) -> Poll<usize> {
-    for place in 0..sockets.len() {
-        let index = (turn + place) % sockets.len();
-        if sockets[index].io.poll_recv_ready(cx).is_ready() {
-            return Poll::Ready(index);
+/// Sends a run of frames, of this segment size and with this mark, where the table says.
+fn forward(
+    sockets: &mut [Socket],
+    streams: &HashMap<StreamId, Arc<Outlet>>,
+    counters: &Counters,
+    to: Option<Via>,
+    (bytes, segment, ecn): (&[u8], usize, Option<EcnCodepoint>),
+    now: Instant,
+) {
+    match to.filter(|_| segment.min(bytes.len()) <= MAX_FRAME) {
+        Some(Via::Udp(to)) => sockets[to.socket].forward(bytes, segment, ecn, to, now),
+        Some(Via::Stream(to)) => {
+            // A stream that has ended takes nothing, and neither does one that does not keep up.
+            if !streams.get(&to).is_some_and(|outlet| outlet.push(bytes, segment)) {
+                counters.dropped.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+        None => {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+    }
+    counters.forwarded.fetch_add(bytes.len().div_ceil(segment) as u64, Ordering::Relaxed);
+    counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+}
+
+/// What there is to do. Place `turn` is asked first; the places are those of the sockets and, behind them, that of the streams.
+fn poll_ready(
+    sockets: &[Socket],
+    inlet: &mut mpsc::Receiver<StreamFrames>,
+    turn: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Ready> {
+    let places = sockets.len() + 1;
+    for place in (turn..turn + places).map(|place| place % places) {
+        match sockets.get(place) {
+            Some(socket) if socket.io.poll_recv_ready(cx).is_ready() => {
+                return Poll::Ready(Ready::Socket(place));
+            }
+            Some(_) => {}
+            // Without a sender there will be no frames.
+            None => {
+                if let Poll::Ready(Some(frames)) = inlet.poll_recv(cx) {
+                    return Poll::Ready(Ready::Stream(frames));
+                }
+            }
         }
     }
     Poll::Pending

@@ -1,9 +1,10 @@
-//! Who is bound where, and which channel joins whom. Pure.
+//! Who is bound where, over UDP or a stream, and which channel joins whom. Pure.
 //!
 //! Every relay thread holds a table of its own. The owner of the introductions sends the same [`Change`]s to all of
 //! them; a binding that one thread has learnt goes to the others as [`Change::Bound`]. Bindings are ordered by
 //! their sequence, so tables agree in the end whatever the order in which they hear of them.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -27,15 +28,65 @@ pub struct Flow {
     pub socket: usize,
 }
 
+/// A TLS stream's number, the server's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// How a bound peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// In datagrams.
+    Udp(Flow),
+    /// In records on a stream.
+    Stream(StreamId),
+}
+
+/// Where a frame came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sender {
+    /// A datagram's source.
+    Udp(SocketAddr),
+    /// A stream.
+    Stream(StreamId),
+}
+
+impl From<Flow> for Via {
+    fn from(flow: Flow) -> Self {
+        Self::Udp(flow)
+    }
+}
+
+impl From<SocketAddr> for Sender {
+    fn from(source: SocketAddr) -> Self {
+        Self::Udp(source)
+    }
+}
+
+impl From<StreamId> for Sender {
+    fn from(stream: StreamId) -> Self {
+        Self::Stream(stream)
+    }
+}
+
+impl Via {
+    fn is(self, sender: Sender) -> bool {
+        match (self, sender) {
+            (Self::Udp(flow), Sender::Udp(source)) => flow.remote == source,
+            (Self::Stream(own), Sender::Stream(stream)) => own == stream,
+            _ => false,
+        }
+    }
+}
+
 /// A binding made or renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
     /// Whose.
     pub registration: RegistrationId,
-    /// Of the bind request.
+    /// Of the bind request, or of the stream's binding: the highest is in force.
     pub sequence: u64,
     /// Where to.
-    pub flow: Flow,
+    pub via: Via,
     /// When the bind request came.
     pub at: Instant,
 }
@@ -61,7 +112,7 @@ pub enum Change {
     },
     /// This channel is gone.
     Close(Channel),
-    /// Another thread has seen a bind request.
+    /// Another thread has seen a bind request, or a stream has bound itself.
     Bound(Bound),
 }
 
@@ -101,12 +152,12 @@ struct Registration {
 #[derive(Debug)]
 struct End {
     member: RegistrationId,
-    binding: Option<(Flow, Instant)>,
+    binding: Option<(Via, Instant)>,
 }
 
 impl End {
-    fn flow(&self, now: Instant) -> Option<Flow> {
-        self.binding.filter(|(_, until)| *until > now).map(|(flow, _)| flow)
+    fn via(&self, now: Instant) -> Option<Via> {
+        self.binding.filter(|(_, until)| *until > now).map(|(via, _)| via)
     }
 }
 
@@ -159,26 +210,27 @@ impl Table {
         if let Some(last) = registration.binding
             && request.sequence <= last.sequence
         {
-            let repeated = last.flow == flow && now < last.at + self.lease;
+            let repeated = last.via == flow.into() && now < last.at + self.lease;
             return if repeated { Binding::Repeated(&registration.key) } else { Binding::Ignored };
         }
         // Only fresh requests count: forged and replayed ones must not spend what the peer needs.
         if !registration.requests.take(self.binding, now) {
             return Binding::Ignored;
         }
-        let bound = Bound { registration: request.registration, sequence: request.sequence, flow, at: now };
+        let (registration_id, sequence) = (request.registration, request.sequence);
+        let bound = Bound { registration: registration_id, sequence, via: flow.into(), at: now };
         registration.bind(bound, self.lease, &mut self.channels);
         Binding::Bound(bound, &registration.key)
     }
 
-    /// Where a frame on `channel` that came from `source` goes: to the other member's binding, if both are bound and
-    /// the source is one of the two. `None`: nowhere.
-    pub fn route(&self, channel: Channel, source: SocketAddr, now: Instant) -> Option<Flow> {
+    /// Where a frame on `channel` that came from `sender` goes: to the other member's binding, if both are bound and
+    /// the sender is one of the two. `None`: nowhere.
+    pub fn route(&self, channel: Channel, sender: impl Into<Sender>, now: Instant) -> Option<Via> {
         let [one, other] = self.channels.get(&channel)?;
-        let (one, other) = (one.flow(now)?, other.flow(now)?);
-        match source {
-            _ if source == one.remote => Some(other),
-            _ if source == other.remote => Some(one),
+        let (one, other) = (one.via(now)?, other.via(now)?);
+        match sender.into() {
+            sender if one.is(sender) => Some(other),
+            sender if other.is(sender) => Some(one),
             _ => None,
         }
     }
@@ -193,7 +245,7 @@ impl Table {
                 registration.channels.push(channel);
                 registration.binding
             });
-            End { member, binding: binding.map(|bound| (bound.flow, bound.at + self.lease)) }
+            End { member, binding: binding.map(|bound| (bound.via, bound.at + self.lease)) }
         });
         self.channels.insert(channel, ends);
     }
@@ -209,7 +261,13 @@ impl Table {
 
     fn learn(&mut self, bound: Bound) {
         let Some(registration) = self.registrations.get_mut(&bound.registration) else { return };
-        if registration.binding.is_none_or(|last| bound.sequence > last.sequence) {
+        let is_newer = |last: Bound| match bound.sequence.cmp(&last.sequence) {
+            Ordering::Greater => true,
+            // A stream renews what it has bound.
+            Ordering::Equal => bound.via == last.via && bound.at > last.at,
+            Ordering::Less => false,
+        };
+        if registration.binding.is_none_or(is_newer) {
             registration.bind(bound, self.lease, &mut self.channels);
         }
     }
@@ -219,7 +277,7 @@ impl Registration {
     /// Takes a binding, also into the channels of this registration.
     fn bind(&mut self, bound: Bound, lease: Duration, channels: &mut Channels) {
         self.binding = Some(bound);
-        let copy = Some((bound.flow, bound.at + lease));
+        let copy = Some((bound.via, bound.at + lease));
         for channel in &self.channels {
             let Some(ends) = channels.get_mut(channel) else { continue };
             for end in ends.iter_mut().filter(|end| end.member == bound.registration) {

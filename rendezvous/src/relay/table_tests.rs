@@ -52,8 +52,8 @@ fn nothing_is_forwarded_until_both_are_bound() {
     assert_eq!(bind(&mut table, &datagram(A, 1, &key(A)), flow(1), now), "bound");
     assert_eq!(table.route(channel(1), flow(1).remote, now), None);
     assert_eq!(bind(&mut table, &datagram(B, 1, &key(B)), flow(2), now), "bound");
-    assert_eq!(table.route(channel(1), flow(1).remote, now), Some(flow(2)));
-    assert_eq!(table.route(channel(1), flow(2).remote, now), Some(flow(1)));
+    assert_eq!(table.route(channel(1), flow(1).remote, now), Some(flow(2).into()));
+    assert_eq!(table.route(channel(1), flow(2).remote, now), Some(flow(1).into()));
     assert_eq!(bind(&mut table, &datagram(C, 1, &key(C)), flow(3), now), "bound");
     assert_eq!(table.route(channel(1), flow(3).remote, now), None, "bound, but not a member");
     assert_eq!(table.route(channel(2), flow(1).remote, now), None, "a channel that nobody opened");
@@ -81,7 +81,7 @@ fn a_replayed_request_does_not_bind_another_address() {
     assert_eq!(bind(&mut table, &first, flow(1), now), "repeated");
     assert_eq!(bind(&mut table, &second, flow(9), now), "bound");
     assert_eq!(bind(&mut table, &first, flow(1), now), "ignored");
-    assert_eq!(table.route(channel(1), flow(2).remote, now), Some(flow(9)));
+    assert_eq!(table.route(channel(1), flow(2).remote, now), Some(flow(9).into()));
     assert_eq!(table.route(channel(1), flow(1).remote, now), None, "the old address is bound no more");
 }
 
@@ -98,10 +98,38 @@ fn a_replay_is_refused_by_a_thread_that_heard_of_the_request_from_another() {
     };
     there.apply(Change::Bound(bound));
     assert_eq!(bind(&mut there, &request, flow(66), now), "ignored");
-    let old = Bound { sequence: 6, flow: flow(5), ..bound };
+    let old = Bound { sequence: 6, via: flow(5).into(), ..bound };
     there.apply(Change::Bound(old));
     assert_eq!(bind(&mut there, &datagram(B, 1, &key(B)), flow(2), now), "bound");
-    assert_eq!(there.route(channel(1), flow(2).remote, now), Some(flow(1)), "older news changes nothing");
+    assert_eq!(
+        there.route(channel(1), flow(2).remote, now),
+        Some(flow(1).into()),
+        "older news changes nothing"
+    );
+}
+
+#[test]
+fn the_newest_binding_wins_be_it_a_stream_or_not() {
+    let start = Instant::now();
+    let mut table = table();
+    let stream =
+        |sequence, at| Change::Bound(Bound { registration: A, sequence, via: Via::Stream(StreamId(4)), at });
+    bind(&mut table, &datagram(B, 1, &key(B)), flow(2), start);
+    bind(&mut table, &datagram(A, 1, &key(A)), flow(1), start);
+    table.apply(stream(2, start));
+    assert_eq!(table.route(channel(1), flow(2).remote, start), Some(Via::Stream(StreamId(4))));
+    assert_eq!(table.route(channel(1), StreamId(4), start), Some(flow(2).into()));
+    assert_eq!(table.route(channel(1), StreamId(5), start), None, "another stream");
+    assert_eq!(table.route(channel(1), flow(1).remote, start), None, "bound no more");
+    assert_eq!(bind(&mut table, &datagram(A, 1, &key(A)), flow(1), start), "ignored");
+    // The stream renews its binding under the same sequence.
+    let later = start + LEASE / 2;
+    bind(&mut table, &datagram(B, 2, &key(B)), flow(2), later);
+    table.apply(stream(2, later));
+    assert_eq!(table.route(channel(1), StreamId(4), start + LEASE), Some(flow(2).into()));
+    assert_eq!(bind(&mut table, &datagram(A, 3, &key(A)), flow(1), later), "bound");
+    table.apply(stream(2, later + LEASE / 4));
+    assert_eq!(table.route(channel(1), flow(2).remote, later), Some(flow(1).into()));
 }
 
 #[test]
@@ -111,12 +139,12 @@ fn a_binding_lives_as_long_as_its_lease() {
     bind(&mut table, &datagram(A, 1, &key(A)), flow(1), start);
     bind(&mut table, &datagram(B, 1, &key(B)), flow(2), start);
     let almost = start + LEASE - Duration::from_millis(1);
-    assert_eq!(table.route(channel(1), flow(1).remote, almost), Some(flow(2)));
+    assert_eq!(table.route(channel(1), flow(1).remote, almost), Some(flow(2).into()));
     assert_eq!(table.route(channel(1), flow(1).remote, start + LEASE), None);
     bind(&mut table, &datagram(A, 2, &key(A)), flow(1), almost);
     assert_eq!(table.route(channel(1), flow(1).remote, start + LEASE), None, "the other end has lapsed");
     bind(&mut table, &datagram(B, 2, &key(B)), flow(2), start + LEASE);
-    assert_eq!(table.route(channel(1), flow(1).remote, start + LEASE), Some(flow(2)));
+    assert_eq!(table.route(channel(1), flow(1).remote, start + LEASE), Some(flow(2).into()));
     let lapsed = start + 2 * LEASE;
     assert_eq!(bind(&mut table, &datagram(A, 2, &key(A)), flow(1), lapsed), "ignored");
 }
@@ -128,7 +156,7 @@ fn a_channel_opened_later_knows_the_bindings() {
     bind(&mut table, &datagram(A, 1, &key(A)), flow(1), now);
     bind(&mut table, &datagram(C, 1, &key(C)), flow(3), now);
     table.apply(Change::Open { channel: channel(2), members: [C, A] });
-    assert_eq!(table.route(channel(2), flow(1).remote, now), Some(flow(3)));
+    assert_eq!(table.route(channel(2), flow(1).remote, now), Some(flow(3).into()));
     table.apply(Change::Close(channel(2)));
     assert_eq!(table.route(channel(2), flow(1).remote, now), None);
     table.apply(Change::Remove(A));

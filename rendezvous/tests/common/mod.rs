@@ -41,7 +41,7 @@ pub(crate) async fn serve_with(limits: Limits) -> Server {
 
 pub(crate) fn open() -> Register {
     Register {
-        instance: 1,
+        instance: rand::random(),
         candidates: Vec::new(),
         mapping: Mapping::Unknown,
         policy: IntroductionPolicy::Anyone,
