@@ -151,6 +151,7 @@ impl Builder {
         )?;
         let (accept, incoming) = mpsc::channel(ACCEPT_QUEUE);
         let (online_tx, online) = watch::channel(Online::default());
+        let (alive, held) = watch::channel(());
         let id = identity.id();
         let driver = Driver::new(
             identity,
@@ -161,6 +162,7 @@ impl Builder {
             self.servers,
             accept,
             online_tx,
+            held,
         );
         let events = driver.events();
         let task = tokio::spawn(driver.run());
@@ -172,6 +174,7 @@ impl Builder {
                 events,
                 incoming: Mutex::new(incoming),
                 online,
+                alive,
                 task,
             }),
         })
@@ -218,6 +221,8 @@ struct Inner {
     events: mpsc::Sender<Event>,
     incoming: Mutex<mpsc::Receiver<Session>>,
     online: watch::Receiver<Online>,
+    /// Has receivers while the driver lives, and until its streams have said goodbye.
+    alive: watch::Sender<()>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -291,7 +296,8 @@ impl Endpoint {
         if self.inner.events.send(Event::Shutdown { reply }).await.is_ok() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, done).await;
         }
-        let _ = tokio::time::timeout(GOODBYE, self.inner.quinn.wait_idle()).await;
+        let idle = async { tokio::join!(self.inner.quinn.wait_idle(), self.inner.alive.closed()) };
+        let _ = tokio::time::timeout(GOODBYE, idle).await;
         self.inner.task.abort();
     }
 }

@@ -7,6 +7,8 @@ use peer_agent::{PairReport, PairState, Rung, RungReport};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::{Candidate, CandidateKind};
 
+use crate::session::RelayTransport;
+
 /// Everything that is known about the paths of a session.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -25,6 +27,10 @@ pub struct Explanation {
     pub exhausted: bool,
     /// What this side offers.
     pub candidates: Vec<Candidate>,
+    /// How the relay is reached from here, where it is known.
+    pub over: Option<RelayTransport>,
+    /// Whether the rendezvous server has never seen the other side over UDP.
+    pub remote_unseen: bool,
     /// A router on this side's way to the relay that is a carrier's (RFC 6598), where one was heard of. Asked for only where the NAT on
     /// this side is in the way.
     pub carrier: Option<IpAddr>,
@@ -44,6 +50,10 @@ pub enum Verdict {
     LocalPortDependent,
     /// The other side's NAT takes a new port for every destination, and ours lets in none of them.
     RemotePortDependent,
+    /// Our network lets no UDP through: the relay is reached over TCP.
+    LocalUdpBlocked,
+    /// The other side's network lets no UDP through.
+    RemoteUdpBlocked,
     /// Both are behind one NAT that does not hairpin (RFC 4787, section 6), and do not reach each other inside it.
     NoHairpinning,
     /// The other side's checks arrive, and ours are not answered.
@@ -60,17 +70,24 @@ impl Explanation {
         if self.pairs.iter().any(|pair| pair.selected) {
             return Verdict::Direct;
         }
+        if self.over.is_some_and(|over| over != RelayTransport::Udp) {
+            return Verdict::LocalUdpBlocked;
+        }
         if !self.have_family_in_common() {
             return Verdict::NothingToTry;
         }
         if !self.exhausted {
             return Verdict::Trying;
         }
+        let heard = self.pairs.iter().any(|pair| pair.checks_received > 0);
+        if self.remote_unseen && !heard {
+            return Verdict::RemoteUdpBlocked;
+        }
         match (self.local.is_port_dependent(), self.remote.is_port_dependent()) {
             (true, true) => Verdict::BothPortDependent,
             (true, false) => Verdict::LocalPortDependent,
             (false, true) => Verdict::RemotePortDependent,
-            _ if self.pairs.iter().any(|pair| pair.checks_received > 0) => Verdict::OneWay,
+            _ if heard => Verdict::OneWay,
             _ if self.shares_nat() => Verdict::NoHairpinning,
             _ => Verdict::NoAnswer,
         }
@@ -150,6 +167,8 @@ impl Verdict {
             Self::BothPortDependent => "both-port-dependent",
             Self::LocalPortDependent => "local-port-dependent",
             Self::RemotePortDependent => "remote-port-dependent",
+            Self::LocalUdpBlocked => "local-udp-blocked",
+            Self::RemoteUdpBlocked => "remote-udp-blocked",
             Self::NoHairpinning => "no-hairpinning",
             Self::OneWay => "one-way",
             Self::NothingToTry => "nothing-to-try",
@@ -167,6 +186,12 @@ impl Verdict {
             | Self::NoHairpinning => Some("IPv6 on both sides"),
             Self::OneWay | Self::NoAnswer => Some(
                 "a firewall on the way, perhaps on one of the two machines, that lets UDP out and its answers in",
+            ),
+            Self::LocalUdpBlocked => Some(
+                "here: a network that lets UDP out and its answers in, to any port if possible; `peer doctor` tells more",
+            ),
+            Self::RemoteUdpBlocked => Some(
+                "there: a network that lets UDP out and its answers in; `peer doctor` on that side tells what it does",
             ),
             Self::NothingToTry => Some("an IPv4 or IPv6 address that both sides have"),
         }
@@ -188,6 +213,12 @@ impl fmt::Display for Verdict {
             Self::RemotePortDependent => {
                 "relayed: the other network takes a new port for every destination, and this one lets in only ports that it \
                  has sent to"
+            }
+            Self::LocalUdpBlocked => {
+                "relayed over TCP: this network lets no UDP through, and without UDP there is no direct path"
+            }
+            Self::RemoteUdpBlocked => {
+                "relayed: the other network lets no UDP through, and without UDP there is no direct path"
             }
             Self::NoHairpinning => {
                 "relayed: both are behind one NAT that lets nobody inside reach its outside, and do not reach each other inside it"
@@ -317,6 +348,29 @@ mod tests {
             assert_eq!(sides, blamed, "{explanation}");
             let relayed = expected.to_string().starts_with("relayed");
             assert_eq!(relayed, expected != Verdict::Direct);
+        }
+    }
+
+    #[test]
+    fn a_network_without_udp_is_named_on_either_side() {
+        let explanation = |over, remote_unseen, exhausted| Explanation {
+            pairs: vec![pair(false, 0)],
+            over: Some(over),
+            remote_unseen,
+            exhausted,
+            ..Explanation::default()
+        };
+        for (over, unseen, exhausted, expected) in [
+            (RelayTransport::Tcp, false, false, Verdict::LocalUdpBlocked),
+            (RelayTransport::Proxy, true, true, Verdict::LocalUdpBlocked),
+            (RelayTransport::Udp, true, true, Verdict::RemoteUdpBlocked),
+            (RelayTransport::Udp, true, false, Verdict::Trying),
+            (RelayTransport::Udp, false, true, Verdict::NoAnswer),
+        ] {
+            let explanation = explanation(over, unseen, exhausted);
+            assert_eq!(explanation.verdict(), expected, "{explanation}");
+            let helped = explanation.to_string().contains("help: ");
+            assert_eq!(helped, expected != Verdict::Trying, "{explanation}");
         }
     }
 

@@ -30,11 +30,13 @@ mod endpoint;
 mod explain;
 mod gather;
 mod keep_alive;
+mod link;
 mod reflection;
 mod resolve;
 mod session;
 mod signalling;
 mod socket;
+mod tunnel;
 
 pub mod doctor;
 pub mod identity;
@@ -45,8 +47,9 @@ pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
 pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
-pub use session::{Path, Session, Timeline};
+pub use session::{Path, RelayTransport, Session, Timeline};
 pub use signalling::ServerError;
+pub use tunnel::proxy::ProxyError;
 
 /// The QUIC implementation whose types sessions are made of.
 pub use quinn;

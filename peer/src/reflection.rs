@@ -67,12 +67,13 @@ pub(crate) struct Reflection {
 
 impl Reflection {
     /// `local_port` is that of the IPv4 socket if there are destinations of IPv4; `observed` is where the server saw signalling come from. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
-    /// family; asks the others only to learn mappings.
+    /// family; asks the others only to learn mappings. Bind requests count on from `sequence`.
     pub(crate) fn new(
         registration: RegistrationId,
         key: &str,
         (observed, local_port): (SocketAddr, u16),
         destinations: &[(SocketIndex, SocketAddr)],
+        sequence: u64,
         seed: u64,
         now: Instant,
     ) -> Result<Self, StunError> {
@@ -88,7 +89,7 @@ impl Reflection {
         Ok(Self {
             registration,
             key: Key::new(key)?,
-            sequence: 0,
+            sequence,
             probes: probes.collect(),
             random: StdRng::seed_from_u64(seed),
             local_port,
@@ -200,6 +201,23 @@ impl Reflection {
         true
     }
 
+    /// The sequence of the last bind request.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Whether the relay has let three bind requests in a row go unanswered, and the fourth is out: within two seconds that takes more than bad luck.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        let silent = |probe: &Probe| probe.outstanding.len() > 3 || probe.unanswered_rounds > 0;
+        self.probes.iter().any(|probe| probe.bind && silent(probe))
+    }
+
+    /// The relay and the socket that is bound there, once it has answered.
+    pub(crate) fn relay(&self) -> Option<(SocketIndex, SocketAddr)> {
+        let bound = self.probes.iter().find(|probe| probe.bind && probe.mapped.is_some())?;
+        Some((bound.socket, bound.destination))
+    }
+
     /// Whether the relay has answered a bind request: datagrams for us will come through.
     pub(crate) fn is_bound(&self) -> bool {
         self.probes.iter().any(|probe| probe.bind && probe.mapped.is_some())
@@ -266,7 +284,7 @@ mod tests {
     fn reflection(now: Instant) -> Reflection {
         let destinations = [(0, address("198.51.100.1:3478")), (0, address("198.51.100.1:3479"))];
         let observed = address("203.0.113.5:1000");
-        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 1, now).unwrap()
+        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 0, 1, now).unwrap()
     }
 
     /// Answers what is due, each destination with its own mapped port.
@@ -387,7 +405,7 @@ mod tests {
                 .map(address);
         let destinations = [0, 0, 1, 1].into_iter().zip(destinations).collect::<Vec<_>>();
         let observed = address("[2001:db8:5::5]:4006");
-        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 1, now).unwrap()
+        Reflection::new(RegistrationId(7), KEY, (observed, 4000), &destinations, 0, 1, now).unwrap()
     }
 
     #[test]

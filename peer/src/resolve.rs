@@ -43,7 +43,7 @@ pub(crate) fn has_route(address: SocketAddr) -> bool {
 }
 
 /// Each once; those that there is a route to before the others (RFC 6724, section 6, rule 1), the families in turns, IPv6 first.
-fn order(addresses: &[SocketAddr], has_route: impl Fn(SocketAddr) -> bool) -> Vec<SocketAddr> {
+pub(crate) fn order(addresses: &[SocketAddr], has_route: impl Fn(SocketAddr) -> bool) -> Vec<SocketAddr> {
     let mut ordered: Vec<SocketAddr> = Vec::new();
     for reachable in [true, false] {
         let mut families = [Vec::new(), Vec::new()];

@@ -17,14 +17,39 @@ use crate::doctor;
 use crate::driver::{Event, Key};
 use crate::explain::Explanation;
 
+/// How a relay is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RelayTransport {
+    /// In datagrams.
+    Udp,
+    /// In a TLS stream: UDP does not get through.
+    Tcp,
+    /// In a TLS stream through an HTTP proxy.
+    Proxy,
+}
+
+impl RelayTransport {
+    /// A short name for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 /// The path that carries a session's datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Path {
     /// In frames through the relay of a rendezvous server.
     Relayed {
-        /// The relay's address.
+        /// The relay's address; the proxy's, where there is one in between.
         relay: SocketAddr,
+        /// How the relay is reached.
+        over: RelayTransport,
     },
     /// Straight to the other side, proven in both directions.
     Direct {
@@ -51,7 +76,11 @@ impl Path {
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Relayed { relay } => write!(f, "relayed over {relay}"),
+            Self::Relayed { relay, over: RelayTransport::Udp } => write!(f, "relayed over {relay}"),
+            Self::Relayed { relay, over: RelayTransport::Tcp } => write!(f, "relayed over {relay}, TCP"),
+            Self::Relayed { relay, over: RelayTransport::Proxy } => {
+                write!(f, "relayed over TCP, through the proxy {relay}")
+            }
             Self::Direct { local, remote, kind, rung, rtt } => {
                 write!(f, "direct {local} -> {remote} ({kind}")?;
                 if *rung != Rung::Plain {
@@ -213,7 +242,7 @@ impl Session {
         let (driver, key) = &self.0.driver;
         driver.send(Event::Explain { key: *key, reply }).await.ok()?;
         let mut explanation = explanation.await.ok()??;
-        if let (Some(Path::Relayed { relay }), true) = (self.path(), explanation.asks_for_carrier()) {
+        if let (Some(Path::Relayed { relay, .. }), true) = (self.path(), explanation.asks_for_carrier()) {
             explanation.carrier = doctor::carrier(relay).await;
         }
         Some(explanation)

@@ -1,30 +1,33 @@
-//! The signalling connection to one rendezvous server: connects, registers, carries messages, comes back when it is lost.
+//! Signalling with one rendezvous server: connects over UDP, or over TCP where UDP does not get through, registers, carries messages, moves back to
+//! UDP when it can, comes back when it is lost.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::Connection;
 use rand::Rng as _;
-use rendezvous_wire::message::{Decoder, Notice, Registered, Request, close_code, encode};
-use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
-use tokio::sync::{Notify, mpsc, oneshot};
+use rendezvous_wire::message::{Notice, Request};
+use rendezvous_wire::{KeyPair, RendezvousAddress};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::driver::Event;
+use crate::link::{Link, Place, Registering, is_wrong_key, quic_config};
 use crate::resolve::{ATTEMPT_DELAY, has_route, resolve};
+use crate::socket::PathSocket;
+use crate::tunnel::dial::{self, Dialled, StreamError};
+use crate::tunnel::{self, proxy::ProxyError};
 
 /// How long one server address may take to finish a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// First and longest pause before the next try; each is drawn from half to one and a half times its value, so that peers of a restarted
 /// server do not come back all at once.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// QUIC keep-alive of the signalling connection, under the shortest common binding lifetime of 30 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// The connection is given up after this long without a word (three keep-alives).
-const IDLE: Duration = Duration::from_secs(45);
+/// First and longest pause before UDP is tried again by a peer that is on TCP; doubled each time.
+const RETRY_UDP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// Why a rendezvous server cannot be used at present.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -40,13 +43,29 @@ pub enum ServerError {
     },
     /// Nothing came back.
     #[error(
-        "no answer from {host} on UDP port {port}. Is `rendezvous serve` running there, and is that UDP port open in its firewall and not blocked in this network?"
+        "no answer from {host} on UDP port {port}, nor on TCP port {port}. Is `rendezvous serve` running there, and are these ports open in its firewall and not blocked in this network?"
     )]
     Unreachable {
         /// The server's host.
         host: String,
         /// Its signalling port.
         port: u16,
+    },
+    /// UDP does not pass, and the proxy that the environment names does not help.
+    #[error("UDP does not get through to the rendezvous server, and over TCP {0}")]
+    Proxy(ProxyError),
+    /// UDP does not pass, and whoever answers over TCP is no rendezvous server.
+    #[error(
+        "UDP does not get through to {host}, and what answers there on TCP port {port} is not the rendezvous server: {cause}. A captive portal or a filter \
+         in this network, perhaps: does a browser get to the web? Or another server has that port on {host}"
+    )]
+    Intercepted {
+        /// The server's host.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// What was seen.
+        cause: String,
     },
     /// Somebody answered who does not hold the server's key.
     #[error(
@@ -71,18 +90,9 @@ pub enum ServerError {
     Lost {
         /// The server's host.
         host: String,
-        /// What QUIC said.
+        /// What QUIC, or TLS, said.
         cause: String,
     },
-}
-
-/// Where a server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// Where the signalling connection goes.
-    pub(crate) signalling: SocketAddr,
-    /// An address of the other family, where it has one. That it can be reached is not known.
-    pub(crate) other: Option<SocketAddr>,
 }
 
 /// What the driver and a signalling task need of each other.
@@ -91,21 +101,32 @@ pub(crate) struct Signalling {
     pub(crate) address: RendezvousAddress,
     pub(crate) identity: Arc<KeyPair>,
     pub(crate) quinn: quinn::Endpoint,
+    pub(crate) socket: Arc<PathSocket>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) requests: mpsc::Receiver<Request>,
     /// The registration has turned out to be void.
     pub(crate) void: Arc<Notify>,
+    /// The relay does not answer over UDP.
+    pub(crate) deaf: Arc<Notify>,
+    /// Held by whatever must end in good order.
+    pub(crate) alive: watch::Receiver<()>,
 }
 
-/// Whether the handshake failed over a key: QUIC carries TLS alerts as 0x100 + alert (RFC 9001, section 4.8), and 42 to 49 are
-/// about certificates.
-pub(crate) fn is_wrong_key(error: &ConnectionError) -> bool {
-    let code = match error {
-        ConnectionError::TransportError(error) => error.code,
-        ConnectionError::ConnectionClosed(close) => close.error_code,
-        _ => return false,
-    };
-    (0x100 + 42..=0x100 + 49).contains(&u64::from(code))
+/// A connection that is not yet registered.
+enum Connected {
+    Quic(Connection, Place),
+    Stream(Box<Dialled>),
+}
+
+/// An attempt at another connection while there is one; it may come to nothing.
+type Attempt<'a> = Pin<Box<dyn Future<Output = Option<Connected>> + Send + 'a>>;
+
+/// How a session with the server has ended.
+enum Ended {
+    /// The driver is gone.
+    Over,
+    /// After a registration.
+    Lost(ServerError),
 }
 
 impl Signalling {
@@ -114,8 +135,8 @@ impl Signalling {
         let mut pause = RETRY.0;
         loop {
             let error = match self.session().await {
-                Ok(None) => return,
-                Ok(Some(lost)) => {
+                Ok(Ended::Over) => return,
+                Ok(Ended::Lost(lost)) => {
                     pause = RETRY.0;
                     lost
                 }
@@ -126,8 +147,7 @@ impl Signalling {
                 return;
             }
             // What was asked of a connection that is gone is void: the driver asks again when it is back.
-            let pause_now = pause.mul_f64(rand::rng().random_range(0.5..1.5));
-            let until = tokio::time::Instant::now() + pause_now;
+            let until = tokio::time::Instant::now() + jittered(pause);
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
@@ -138,75 +158,199 @@ impl Signalling {
         }
     }
 
-    /// One connection from beginning to end. `None`: the driver is gone.
-    async fn session(&mut self) -> Result<Option<ServerError>, ServerError> {
-        let (connection, place) = self.connect().await?;
-        let (mut send, receive) =
-            connection.open_bi().await.map_err(|error| self.lost(&connection, &error.to_string()))?;
-        let (reply, register) = oneshot::channel();
-        let connected = Event::ServerConnected { server: self.index, reply };
-        if self.events.send(connected).await.is_err() {
-            return Ok(None);
-        }
-        let Ok(register) = register.await else { return Ok(None) };
-        self.write(&connection, &mut send, &Request::Register(register)).await?;
-        let reader = read(self.index, place, receive, self.events.clone());
-        tokio::pin!(reader);
+    /// From a first connection to the loss of the last.
+    async fn session(&mut self) -> Result<Ended, ServerError> {
+        let connected = self.shell().race().await?;
+        let shell = self.shell();
+        let Some(mut link) = shell.register(connected).await? else { return Ok(Ended::Over) };
+        let mut attempt: Option<Attempt<'_>> = link.is_stream().then(|| shell.back_to_udp());
+        // What a connection still brings that another has taken the place of.
+        let mut former: Option<Link> = None;
         loop {
-            tokio::select! {
+            let connected = tokio::select! {
                 () = self.void.notified() => {
                     let cause = "it no longer knows this registration".to_owned();
-                    return Ok(Some(ServerError::Lost { host: self.address.host.clone(), cause }));
+                    return Ok(Ended::Lost(ServerError::Lost { host: self.address.host.clone(), cause }));
                 }
-                broken = &mut reader => return Ok(Some(self.lost(&connection, &broken))),
+                notice = link.receive() => {
+                    if let Some(event) = shell.event(notice?, &mut link)
+                        && shell.events.send(event).await.is_err()
+                    {
+                        return Ok(Ended::Over);
+                    }
+                    continue;
+                }
+                notice = receive_former(&mut former) => {
+                    // A registration of its own is superseded.
+                    if !matches!(notice, Notice::Registered(_)) {
+                        let event = Event::Notice { server: shell.index, notice };
+                        if shell.events.send(event).await.is_err() {
+                            return Ok(Ended::Over);
+                        }
+                    }
+                    continue;
+                }
                 request = self.requests.recv() => match request {
-                    Some(request) => self.write(&connection, &mut send, &request).await?,
+                    Some(request) => {
+                        link.send(&request).await?;
+                        continue;
+                    }
                     None => {
-                        connection.close(close_code::SHUTDOWN.into(), b"");
-                        return Ok(None);
+                        link.goodbye();
+                        return Ok(Ended::Over);
                     }
                 },
+                () = self.deaf.notified() => {
+                    if attempt.is_none() {
+                        attempt = Some(shell.over_to_tcp());
+                    }
+                    continue;
+                }
+                connected = run_attempt(&mut attempt) => connected,
+            };
+            match shell.register(connected).await {
+                Ok(Some(better)) => {
+                    tracing::debug!(server = %shell.address.host, stream = better.is_stream(), "signalling moves");
+                    former = Some(std::mem::replace(&mut link, better));
+                    attempt = link.is_stream().then(|| shell.back_to_udp());
+                }
+                Ok(None) => return Ok(Ended::Over),
+                Err(error) => {
+                    tracing::debug!(server = %shell.address.host, %error, "signalling stays where it is");
+                    attempt = link.is_stream().then(|| shell.back_to_udp());
+                }
             }
         }
     }
 
-    async fn write(
-        &self,
-        connection: &Connection,
-        send: &mut SendStream,
-        request: &Request,
-    ) -> Result<(), ServerError> {
-        match encode(request) {
-            Ok(bytes) => {
-                send.write_all(&bytes).await.map_err(|error| self.lost(connection, &error.to_string()))
+    fn shell(&self) -> Shell {
+        Shell {
+            index: self.index,
+            address: self.address.clone(),
+            identity: self.identity.clone(),
+            quinn: self.quinn.clone(),
+            socket: self.socket.clone(),
+            events: self.events.clone(),
+            alive: self.alive.clone(),
+        }
+    }
+}
+
+/// What it takes to connect.
+struct Shell {
+    index: usize,
+    address: RendezvousAddress,
+    identity: Arc<KeyPair>,
+    quinn: quinn::Endpoint,
+    socket: Arc<PathSocket>,
+    events: mpsc::Sender<Event>,
+    alive: watch::Receiver<()>,
+}
+
+impl Shell {
+    /// UDP, and with a head start of that over it TCP: whichever stands first. It keeps the other from being tried any longer.
+    async fn race(&self) -> Result<Connected, ServerError> {
+        let failed = Notify::new();
+        let quic = async {
+            let result = self.connect_quic().await;
+            if result.is_err() {
+                failed.notify_one();
             }
-            Err(error) => {
-                // Our own message is out of bounds: nothing to send, and no reason to drop the rest.
-                tracing::warn!(%error, "message not sent");
-                Ok(())
-            }
+            result
+        };
+        let stream = async {
+            let _ = tokio::time::timeout(ATTEMPT_DELAY, failed.notified()).await;
+            self.connect_stream().await
+        };
+        tokio::pin!(quic, stream);
+        tokio::select! {
+            first = &mut quic => match first {
+                Ok(connected) => Ok(connected),
+                Err(error) => stream.await.map_err(|stream| self.neither(error, &stream)),
+            },
+            first = &mut stream => match first {
+                Ok(connected) => Ok(connected),
+                Err(stream) => quic.await.map_err(|error| self.neither(error, &stream)),
+            },
         }
     }
 
-    fn lost(&self, connection: &Connection, cause: &str) -> ServerError {
-        let host = self.address.host.clone();
-        match connection.close_reason() {
-            Some(ConnectionError::ApplicationClosed(close))
-                if close.error_code != VarInt::from_u32(close_code::SHUTDOWN) =>
-            {
-                ServerError::Refused { host, reason: String::from_utf8_lossy(&close.reason).into_owned() }
+    /// What to say when neither way leads to the server: whatever is more than that nothing came back.
+    fn neither(&self, quic: ServerError, stream: &StreamError) -> ServerError {
+        tracing::debug!(server = %self.address.host, %quic, %stream, "neither UDP nor TCP");
+        match quic {
+            ServerError::Unreachable { .. } | ServerError::Resolve { .. } => {
+                stream.explain(&self.address).unwrap_or(quic)
             }
-            Some(ConnectionError::ApplicationClosed(_)) => {
-                ServerError::Lost { host, cause: "it shut down".into() }
-            }
-            Some(error) if is_wrong_key(&error) => ServerError::WrongKey { host, id: self.address.id },
-            Some(error) => ServerError::Lost { host, cause: error.to_string() },
-            None => ServerError::Lost { host, cause: cause.to_owned() },
+            quic => quic,
         }
+    }
+
+    /// Tries UDP until it works.
+    fn back_to_udp(&self) -> Attempt<'_> {
+        Box::pin(async {
+            let mut pause = RETRY_UDP.0;
+            loop {
+                tokio::time::sleep(jittered(pause)).await;
+                if let Ok(connected) = self.connect_quic().await {
+                    return Some(connected);
+                }
+                pause = (pause * 2).min(RETRY_UDP.1);
+            }
+        })
+    }
+
+    /// Tries TCP, for a relay that is deaf to UDP. It will be heard of again if it still is.
+    fn over_to_tcp(&self) -> Attempt<'_> {
+        Box::pin(async {
+            match self.connect_stream().await {
+                Ok(connected) => Some(connected),
+                Err(error) => {
+                    tracing::debug!(server = %self.address.host, %error, "no TCP either");
+                    tokio::time::sleep(jittered(RETRY_UDP.0)).await;
+                    None
+                }
+            }
+        })
+    }
+
+    /// Registers over a fresh connection. `None`: the driver is gone.
+    async fn register(&self, connected: Connected) -> Result<Option<Link>, ServerError> {
+        let (reply, registering) = oneshot::channel();
+        let event = Event::ServerConnected { server: self.index, reply };
+        if self.events.send(event).await.is_err() {
+            return Ok(None);
+        }
+        let Ok(Registering { register, sequence }) = registering.await else { return Ok(None) };
+        let mut link = match connected {
+            Connected::Quic(connection, place) => Link::quic(self.address.clone(), connection, place).await?,
+            Connected::Stream(dialled) => {
+                let (socket, alive) = (self.socket.clone(), self.alive.clone());
+                let (tunnel, conversation) = tunnel::start(*dialled, sequence, socket, alive);
+                Link::stream(self.address.clone(), tunnel, conversation)
+            }
+        };
+        link.send(&Request::Register(register)).await?;
+        Ok(Some(link))
+    }
+
+    /// What the driver is told of a notice.
+    fn event(&self, notice: Notice, link: &mut Link) -> Option<Event> {
+        let server = self.index;
+        Some(match notice {
+            Notice::Registered(registered) => {
+                Event::ServerUp { server, reached: link.reached()?, registered }
+            }
+            notice => Event::Notice { server, notice },
+        })
+    }
+
+    async fn connect_stream(&self) -> Result<Connected, StreamError> {
+        dial::dial(&self.address, &self.identity).await.map(|dialled| Connected::Stream(Box::new(dialled)))
     }
 
     /// Races the server's addresses, each with a head start over the next (RFC 8305).
-    async fn connect(&self) -> Result<(Connection, Place), ServerError> {
+    async fn connect_quic(&self) -> Result<Connected, ServerError> {
         let host = self.address.host.clone();
         let addresses = resolve(&self.address).await?;
         let mut attempts = tokio::task::JoinSet::new();
@@ -216,7 +360,7 @@ impl Signalling {
                 break;
             }
             let Ok(Some(synthetic)) = remote.await else { continue };
-            let config = self.client_config();
+            let config = quic_config(&self.identity, &self.address);
             let quinn = self.quinn.clone();
             let order = attempts.len();
             attempts.spawn(async move {
@@ -233,7 +377,7 @@ impl Signalling {
                         address.is_ipv4() != signalling.is_ipv4() && has_route(**address)
                     };
                     let other = addresses.iter().find(other).copied();
-                    return Ok((connection, Place { signalling, other }));
+                    return Ok(Connected::Quic(connection, Place { signalling, other }));
                 }
                 Ok(Some((Ok(Err(error)), _))) if is_wrong_key(&error) => {
                     failure = ServerError::WrongKey { host: host.clone(), id: self.address.id };
@@ -243,46 +387,32 @@ impl Signalling {
         }
         Err(failure)
     }
-
-    fn client_config(&self) -> Option<quinn::ClientConfig> {
-        let tls = tls::client_config(&self.identity, self.address.id, SIGNALLING_ALPN).ok()?;
-        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).ok()?;
-        let mut transport = quinn::TransportConfig::default();
-        transport.keep_alive_interval(Some(KEEP_ALIVE));
-        transport.max_idle_timeout(IDLE.try_into().ok());
-        // One stream of small messages; small packets are all it needs.
-        transport.mtu_discovery_config(None);
-        transport.max_concurrent_bidi_streams(0u8.into());
-        transport.max_concurrent_uni_streams(0u8.into());
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport));
-        Some(config)
-    }
 }
 
-/// Reads notices until the stream ends; says how it ended.
-async fn read(server: usize, place: Place, mut receive: RecvStream, events: mpsc::Sender<Event>) -> String {
-    let mut decoder = Decoder::default();
-    loop {
-        match receive.read_chunk(16 * 1024, true).await {
-            Ok(Some(chunk)) => decoder.extend(&chunk.bytes),
-            Ok(None) => return "the server ended the stream".into(),
-            Err(error) => return error.to_string(),
-        }
-        loop {
-            let event = match decoder.poll::<Notice>() {
-                Ok(None) => break,
-                Ok(Some(Notice::Registered(registered))) => up(server, place, registered),
-                Ok(Some(notice)) => Event::Notice { server, notice },
-                Err(error) => return format!("the server does not speak this protocol: {error}"),
-            };
-            if events.send(event).await.is_err() {
-                return "shutting down".into();
-            }
+/// Never ready without an attempt that has succeeded; none is left when it has ended.
+async fn run_attempt(attempt: &mut Option<Attempt<'_>>) -> Connected {
+    if let Some(running) = attempt {
+        let connected = running.await;
+        *attempt = None;
+        if let Some(connected) = connected {
+            return connected;
         }
     }
+    std::future::pending().await
 }
 
-fn up(server: usize, place: Place, registered: Registered) -> Event {
-    Event::ServerUp { server, place, registered }
+/// Never ready without a former connection; none is left when it has ended.
+async fn receive_former(former: &mut Option<Link>) -> Notice {
+    if let Some(link) = former {
+        match link.receive().await {
+            Ok(notice) => return notice,
+            Err(_) => *former = None,
+        }
+    }
+    std::future::pending().await
+}
+
+/// From half to one and a half times as long.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }

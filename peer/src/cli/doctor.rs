@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use peer::RendezvousAddress;
-use peer::doctor::{Allocation, Diagnosis, Doctor, Family};
+use peer::doctor::{Allocation, Diagnosis, Doctor, Family, Tcp};
 use serde_json::{Value, json};
 
 use super::report::Report;
@@ -48,9 +48,9 @@ pub(super) async fn run(arguments: DoctorArguments) -> Result<(), Failure> {
     } else {
         println!("{diagnosis}");
     }
-    match diagnosis.signalling {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure { code: exit::SERVER, error: error.into() }),
+    match diagnosis.failure() {
+        None => Ok(()),
+        Some(error) => Err(Failure { code: exit::SERVER, error: error.clone().into() }),
     }
 }
 
@@ -65,7 +65,12 @@ fn ms(duration: Duration) -> f64 {
 fn to_json(diagnosis: &Diagnosis) -> Value {
     let signalling = match &diagnosis.signalling {
         Ok((address, rtt)) => json!({ "works": true, "address": address, "rtt_ms": ms(*rtt) }),
-        Err(error) => json!({ "works": false, "error": error.to_string() }),
+        Err(_) => json!({ "works": false, "error": diagnosis.udp_failure() }),
+    };
+    let tcp = match &diagnosis.tcp {
+        Tcp::Works { address, took, .. } => json!({ "address": address, "took_ms": ms(*took) }),
+        Tcp::Failed(error) => json!({ "error": error.to_string() }),
+        _ => json!({}),
     };
     json!({
         "event": "diagnosis",
@@ -75,7 +80,8 @@ fn to_json(diagnosis: &Diagnosis) -> Value {
         "ipv6": family(&diagnosis.ipv6),
         "hops": diagnosis.hops,
         "nats": diagnosis.translators().name(),
-        "tcp": diagnosis.tcp.map(peer::doctor::Tcp::name),
+        "tcp": diagnosis.tcp.name(),
+        "tcp_details": tcp,
         "captive_portal": diagnosis.portal,
         "port_mapping": diagnosis.port_mapping.name(),
         "receive_buffer": diagnosis.machine.receive_buffer,

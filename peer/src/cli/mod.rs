@@ -47,6 +47,9 @@ Examples:
 Data goes through standard input and output; words about what happens go to standard
 error, with --json as one JSON object a line.
 
+Where UDP is blocked everything goes over TLS to the server's TCP port, through the HTTP
+proxy that HTTPS_PROXY names, if any (http://user:password@host:port; NO_PROXY excepts).
+
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no rendezvous server could be used,
 4 the other side is not online or does not accept you, 5 the session broke,
 130 interrupted.";

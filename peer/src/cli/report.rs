@@ -21,7 +21,7 @@ fn path_json(path: &Path) -> Value {
         Path::Direct { local, remote, kind, rung, rtt } => json!({
             "path": "direct", "local": local, "remote": remote, "kind": kind.name(), "rung": rung.name(), "rtt_ms": ms(*rtt),
         }),
-        Path::Relayed { relay } => json!({ "path": "relayed", "relay": relay }),
+        Path::Relayed { relay, over } => json!({ "path": "relayed", "relay": relay, "over": over.name() }),
         _ => json!({ "path": "other" }),
     }
 }

@@ -27,9 +27,9 @@ pub struct Diagnosis {
     pub ipv6: Family,
     /// The first routers on the way, those that say so.
     pub hops: Vec<IpAddr>,
-    /// Tried where nothing has answered over UDP.
-    pub tcp: Option<Tcp>,
-    /// Where plain HTTP is sent instead; tried where nothing has answered over UDP.
+    /// What is left where UDP does not pass.
+    pub tcp: Tcp,
+    /// Where plain HTTP is sent instead; tried where nothing has answered.
     pub portal: Option<String>,
     /// Whether the router opens ports when it is asked to.
     pub port_mapping: PortMapping,
@@ -102,7 +102,9 @@ pub enum Reach {
     NotRandomPorts,
     /// Everybody but those whose NAT takes a port for every destination as well and does not let in new ones.
     NotPortDependent,
-    /// Nobody: nothing answers over UDP.
+    /// Nobody directly, everybody over the relay: nothing answers over UDP, but TCP passes.
+    RelayOnly,
+    /// Nobody: nothing answers.
     Nobody,
 }
 
@@ -147,6 +149,7 @@ impl Reach {
             Self::EverybodyInTime => "everybody-in-time",
             Self::NotRandomPorts => "not-random-ports",
             Self::NotPortDependent => "not-port-dependent",
+            Self::RelayOnly => "relay-only",
             Self::Nobody => "nobody",
         }
     }
@@ -168,7 +171,13 @@ impl fmt::Display for Reach {
             Self::NotPortDependent => {
                 "direct with most, with some after a few seconds; over the relay with those whose NAT takes a port for every destination, as yours does"
             }
-            Self::Nobody => "no sessions from here: nothing answers over UDP, so this network blocks it, or the server is off",
+            Self::RelayOnly => {
+                "over the relay with everybody, by TCP, and directly with nobody elsewhere: nothing answers over UDP, so this network blocks it"
+            }
+            Self::Nobody => {
+                "no sessions from here: nothing answers over UDP, and TCP is no way to the server either; this network blocks both, or the \
+                 server is off"
+            }
         })
     }
 }
@@ -178,7 +187,11 @@ impl Diagnosis {
     pub fn reach(&self) -> Reach {
         let works = |family: &Family| family.finding().is_some();
         if !works(&self.ipv4) && !works(&self.ipv6) {
-            return if self.signalling.is_ok() { Reach::Unknown } else { Reach::Nobody };
+            return match (&self.signalling, &self.tcp) {
+                (Ok(_), _) => Reach::Unknown,
+                (Err(_), Tcp::Works { .. }) => Reach::RelayOnly,
+                (Err(_), _) => Reach::Nobody,
+            };
         }
         let Some(finding) = self.ipv4.finding() else { return Reach::Unknown };
         match (finding.mapping, finding.filtering) {
@@ -192,6 +205,27 @@ impl Diagnosis {
             }
             (_, Filtering::AddressAndPortDependent | Filtering::Unknown) => Reach::EverybodyInTime,
         }
+    }
+
+    /// Why the server cannot be used at all; `None` when one can register with it over UDP or over TCP.
+    pub fn failure(&self) -> Option<&ServerError> {
+        match (&self.signalling, &self.tcp) {
+            (Ok(_), _) | (_, Tcp::Works { .. }) => None,
+            (Err(ServerError::Unreachable { .. } | ServerError::Resolve { .. }), Tcp::Failed(error)) => {
+                Some(error)
+            }
+            (Err(error), _) => Some(error),
+        }
+    }
+
+    /// Why one cannot register over UDP, in words.
+    pub fn udp_failure(&self) -> Option<String> {
+        self.signalling.as_ref().err().map(|error| match error {
+            ServerError::Unreachable { host, port } => {
+                format!("no answer from {host} on UDP port {port}")
+            }
+            error => error.to_string(),
+        })
     }
 
     /// How many NATs are on the way.
@@ -215,6 +249,13 @@ impl Diagnosis {
     pub fn advice(&self) -> Vec<&'static str> {
         let mut advice = Vec::new();
         let reach = self.reach();
+        if reach == Reach::RelayOnly {
+            advice.push(
+                "have the firewall of this network let out UDP and its answers in, to any port if possible: direct sessions are faster, and spare \
+                 the server",
+            );
+            return advice;
+        }
         if reach == Reach::Nobody {
             if self.portal.is_some() {
                 advice.push("log in to this network with a browser, then try again");
@@ -277,33 +318,16 @@ fn line(f: &mut fmt::Formatter<'_>, what: &str, words: &str) -> fmt::Result {
 
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.signalling {
-            Ok((address, rtt)) => {
-                let words =
-                    format!("{address} over UDP, {:.1} ms there and back: you can be reached", ms(*rtt));
-                line(f, "rendezvous server", &words)?;
+        let words = match (&self.signalling, self.udp_failure()) {
+            (Ok((address, rtt)), _) => {
+                format!("{address} over UDP, {:.1} ms there and back: you can be reached", ms(*rtt))
             }
-            Err(error) => line(f, "rendezvous server", &error.to_string())?,
-        }
+            (Err(_), failure) => failure.unwrap_or_default(),
+        };
+        line(f, "rendezvous server", &words)?;
         self.write_family(f, "IPv4", &self.ipv4)?;
         self.write_family(f, "IPv6", &self.ipv6)?;
-        if let Some(tcp) = self.tcp {
-            line(
-                f,
-                "TCP",
-                match tcp {
-                    Tcp::Connected => {
-                        "a connection to the server's port came to be: TCP passes where UDP does not"
-                    }
-                    Tcp::Refused => {
-                        "nobody listens at the server's port, and the way there is open: TCP passes where UDP does not"
-                    }
-                    Tcp::Silent => {
-                        "nothing comes back either: the server is off, or this network lets nothing out"
-                    }
-                },
-            )?;
-        }
+        line(f, "TCP", &self.describe_tcp())?;
         if let Some(portal) = &self.portal {
             line(
                 f,
@@ -378,6 +402,22 @@ impl Diagnosis {
             )?;
         }
         line(f, "  binding lifetime", &describe_lifetime(finding.lifetime))
+    }
+
+    fn describe_tcp(&self) -> String {
+        match &self.tcp {
+            Tcp::Works { address, through_proxy: false, took } => {
+                format!("{address}, the server's key proved over TLS in {:.1} ms: what is left where UDP is blocked", ms(*took))
+            }
+            Tcp::Works { address, through_proxy: true, took } => {
+                format!("through the proxy {address}, the server's key proved over TLS in {:.1} ms: what is left where UDP is blocked", ms(*took))
+            }
+            Tcp::Refused => {
+                "nobody listens at the server's port, and the way there is open: the server serves no TCP, or is off".to_owned()
+            }
+            Tcp::Silent => "nothing comes back from the server's port".to_owned(),
+            Tcp::Failed(error) => error.to_string(),
+        }
     }
 
     fn describe_translators(&self) -> String {

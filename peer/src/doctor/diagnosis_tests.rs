@@ -22,7 +22,7 @@ fn diagnosis(ipv4: Family) -> Diagnosis {
         ipv4,
         ipv6: Family::NotAtServer { here: false },
         hops: vec!["192.168.1.1".parse().unwrap()],
-        tcp: None,
+        tcp: Tcp::Silent,
         portal: None,
         port_mapping: PortMapping::NotTested,
         machine: Machine::default(),
@@ -37,7 +37,7 @@ fn blocked() -> Diagnosis {
     let host = "203.0.113.10".to_owned();
     let mut blocked = diagnosis(Family::Broken { local: "192.168.1.10".parse().unwrap() });
     blocked.signalling = Err(ServerError::Unreachable { host, port: 443 });
-    blocked.tcp = Some(Tcp::Refused);
+    blocked.tcp = Tcp::Refused;
     blocked
 }
 
@@ -105,7 +105,7 @@ fn the_report_has_a_line_for_every_fact_and_a_verdict() {
     let text = blocked().to_string();
     assert!(text.contains("no answer from 203.0.113.10 on UDP port 443"), "{text}");
     assert!(
-        text.contains("TCP passes where UDP does not")
+        text.contains("nobody listens at the server's port")
             && text.contains("let out UDP")
             && text.contains("see to the server"),
         "{text}"
@@ -113,6 +113,33 @@ fn the_report_has_a_line_for_every_fact_and_a_verdict() {
     let mut portal = blocked();
     portal.portal = Some("http://login.example/".to_owned());
     assert!(portal.to_string().contains("http://login.example/") && portal.advice()[0].contains("log in"));
+}
+
+#[test]
+fn what_tcp_leaves_is_told() {
+    let address: SocketAddr = "203.0.113.10:443".parse().unwrap();
+    let works = |through_proxy| Tcp::Works { address, through_proxy, took: Duration::from_millis(80) };
+    let mut left = blocked();
+    left.tcp = works(false);
+    assert_eq!((left.reach(), left.failure().is_none()), (Reach::RelayOnly, true));
+    let text = left.to_string();
+    for words in ["no answer from 203.0.113.10 on UDP port 443", "key proved", "by TCP", "let out UDP"] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+    assert!(!text.contains("nor on TCP"), "{text}");
+    left.tcp = works(true);
+    assert!(left.to_string().contains("through the proxy 203.0.113.10:443"));
+    // Somebody in between: that is the cause, and not that nothing came back.
+    let host = "203.0.113.10".to_owned();
+    let cause = "its answer is not TLS".to_owned();
+    left.tcp = Tcp::Failed(ServerError::Intercepted { host, port: 443, cause });
+    assert_eq!(left.reach(), Reach::Nobody);
+    assert!(left.failure().unwrap().to_string().contains("captive portal"));
+    assert!(left.to_string().contains("not TLS"), "{left}");
+    // Where UDP works, that is what counts.
+    let mut fine = of(EIM, Filtering::EndpointIndependent);
+    fine.tcp = Tcp::Refused;
+    assert_eq!((fine.reach(), fine.failure().is_none()), (Reach::Everybody, true));
 }
 
 #[test]

@@ -69,8 +69,8 @@ pub enum Stage {
     Signalling,
     /// Measuring NATs; done after about this long.
     Measuring(Duration),
-    /// Nothing has answered over UDP: trying TCP.
-    WithoutUdp,
+    /// Nothing has answered: looking for a captive portal.
+    Portal,
 }
 
 impl Stage {
@@ -79,7 +79,7 @@ impl Stage {
         match self {
             Self::Signalling => "signalling",
             Self::Measuring(_) => "measuring",
-            Self::WithoutUdp => "without-udp",
+            Self::Portal => "portal",
         }
     }
 }
@@ -91,7 +91,7 @@ impl fmt::Display for Stage {
             Self::Measuring(time) => {
                 write!(f, "measuring what the NATs on the way do, up to {} s", time.as_secs())
             }
-            Self::WithoutUdp => f.write_str("nothing answers over UDP; trying TCP"),
+            Self::Portal => f.write_str("nothing answers; looking for a captive portal"),
         }
     }
 }
@@ -119,13 +119,16 @@ impl Doctor {
     /// Measures. `progress` hears of every stage as it begins. Must be called inside a tokio runtime.
     pub async fn examine(self, mut progress: impl FnMut(Stage)) -> Diagnosis {
         progress(Stage::Signalling);
-        let (addresses, signalling) = match resolve(&self.server).await {
-            Ok(addresses) => {
-                let signalling = signal::register(&self.server, &addresses).await;
-                (addresses, signalling)
+        let over_udp = async {
+            match resolve(&self.server).await {
+                Ok(addresses) => {
+                    let signalling = signal::register(&self.server, &addresses).await;
+                    (addresses, signalling)
+                }
+                Err(error) => (Vec::new(), Err(error)),
             }
-            Err(error) => (Vec::new(), Err(error)),
         };
+        let ((addresses, signalling), tcp) = tokio::join!(over_udp, tcp::connect(&self.server));
         let ports =
             signalling.as_ref().map_or(DEFAULT_REFLECTION_PORTS, |done| done.registered.reflection_ports);
 
@@ -145,12 +148,10 @@ impl Doctor {
         );
 
         let silent = signalling.is_err() && ipv4.finding().is_none() && ipv6.finding().is_none();
-        let (mut tcp, mut portal) = (None, None);
-        if let Some(address) = addresses.first().filter(|_| silent) {
-            progress(Stage::WithoutUdp);
-            let (connected, redirected) =
-                tokio::join!(tcp::connect(*address), tcp::portal(address.ip(), &self.server.host));
-            (tcp, portal) = (Some(connected), redirected);
+        let mut portal = None;
+        if let Some(address) = addresses.first().filter(|_| silent && !tcp.works()) {
+            progress(Stage::Portal);
+            portal = tcp::portal(address.ip(), &self.server.host).await;
         }
         let used: Vec<_> =
             [&ipv4, &ipv6].into_iter().filter_map(|family| Some(family.finding()?.local.ip())).collect();

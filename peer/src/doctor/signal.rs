@@ -12,8 +12,9 @@ use rendezvous_wire::message::{
 use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
 use tokio::task::JoinSet;
 
+use crate::link::is_wrong_key;
 use crate::resolve::ATTEMPT_DELAY;
-use crate::signalling::{ServerError, is_wrong_key};
+use crate::signalling::ServerError;
 
 /// How long one address may take.
 const PATIENCE: Duration = Duration::from_secs(3);

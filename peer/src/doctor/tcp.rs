@@ -1,10 +1,14 @@
-//! What is left where UDP does not pass: whether TCP does, and whether somebody else answers in the server's place.
+//! What is left where UDP does not pass: TLS over TCP, and whether somebody else answers in the server's place.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rendezvous_wire::{KeyPair, RendezvousAddress};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+use crate::signalling::ServerError;
+use crate::tunnel::dial::{self, Dialled, StreamError};
 
 /// How long a connection or an answer may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -12,34 +16,57 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Most bytes of an HTTP answer that are read: the status line and the headers are wanted.
 const MOST: usize = 4_096;
 
-/// TCP to the port of the server on which it answers UDP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// TLS to the TCP port of the server, which carries signalling and relay where UDP does not pass.
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Tcp {
-    /// A connection came to be.
-    Connected,
+    /// The server has proved its key.
+    Works {
+        /// What we are connected to: the server, or the proxy that the environment names.
+        address: SocketAddr,
+        /// Whether it is the proxy.
+        through_proxy: bool,
+        /// How long that took.
+        took: Duration,
+    },
     /// The server's host, or somebody in its place, said that nobody listens there: TCP passes.
     Refused,
     /// Nothing came back.
     Silent,
+    /// Somebody else answered, or the proxy did not help.
+    Failed(ServerError),
 }
 
 impl Tcp {
     /// A short name for programs.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
-            Self::Connected => "connected",
+            Self::Works { through_proxy: false, .. } => "works",
+            Self::Works { through_proxy: true, .. } => "works-through-proxy",
             Self::Refused => "refused",
             Self::Silent => "silent",
+            Self::Failed(ServerError::WrongKey { .. }) => "another-key",
+            Self::Failed(ServerError::Proxy(_)) => "proxy",
+            Self::Failed(_) => "intercepted",
         }
+    }
+
+    /// Whether peers can do with it.
+    pub const fn works(&self) -> bool {
+        matches!(self, Self::Works { .. })
     }
 }
 
-pub(super) async fn connect(address: SocketAddr) -> Tcp {
-    match tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Tcp::Connected,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Tcp::Refused,
-        Ok(Err(_)) | Err(_) => Tcp::Silent,
+/// Connects as peers do, through a proxy where the environment names one.
+pub(super) async fn connect(server: &RendezvousAddress) -> Tcp {
+    let Ok(key) = KeyPair::generate() else { return Tcp::Silent };
+    let start = Instant::now();
+    match dial::dial(server, &key).await {
+        Ok(Dialled { address, through_proxy, .. }) => {
+            Tcp::Works { address, through_proxy, took: start.elapsed() }
+        }
+        Err(StreamError::Refused) => Tcp::Refused,
+        Err(error) => error.explain(server).map_or(Tcp::Silent, Tcp::Failed),
     }
 }
 

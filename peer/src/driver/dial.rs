@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 
 use crate::config;
 use crate::endpoint::ConnectError;
+use crate::link::is_wrong_key;
 use crate::session::Session;
-use crate::signalling::{ServerError, is_wrong_key};
+use crate::signalling::ServerError;
 use crate::socket::Route;
 
 use super::remote::RemoteState;

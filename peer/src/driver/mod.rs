@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mod` | the loop: events, STUN, timers |
 //! | [`servers`] | rendezvous servers: registration, reflection, candidates |
+//! | [`way`] | how their relays are reached, over UDP or on a stream |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
 //! | [`remote`] | a remote endpoint: its agent, its route, its end |
@@ -15,6 +16,7 @@ mod gate;
 mod loss;
 mod remote;
 mod servers;
+mod way;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,7 +26,7 @@ use std::time::{Duration, Instant};
 use peer_agent::Budget;
 use quinn::{Connection, ConnectionError};
 use rand::Rng as _;
-use rendezvous_wire::message::{IntroductionPolicy, Notice, Register, Registered};
+use rendezvous_wire::message::{IntroductionPolicy, Notice, Registered};
 use rendezvous_wire::stun::{Class, Received, split_username};
 use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,8 +35,9 @@ use crate::doctor::BindingLifetime;
 use crate::endpoint::ConnectError;
 use crate::explain::Explanation;
 use crate::keep_alive::Measurement;
+use crate::link::{Reached, Registering};
 use crate::session::Session;
-use crate::signalling::{Place, ServerError};
+use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
 
 use remote::RemoteState;
@@ -69,9 +72,9 @@ pub(crate) enum Event {
     /// Give this server address a synthetic one to connect to.
     ServerAddress { address: SocketAddr, reply: oneshot::Sender<Option<SocketAddr>> },
     /// A signalling connection stands; say what to register.
-    ServerConnected { server: usize, reply: oneshot::Sender<Register> },
+    ServerConnected { server: usize, reply: oneshot::Sender<Registering> },
     /// The registration is in force.
-    ServerUp { server: usize, place: Place, registered: Registered },
+    ServerUp { server: usize, reached: Reached, registered: Registered },
     /// The signalling connection is gone or could not be made.
     ServerDown { server: usize, error: ServerError },
     /// The server has something to say.
@@ -111,6 +114,8 @@ pub(crate) struct Driver {
     events_tx: mpsc::Sender<Event>,
     accept: mpsc::Sender<Session>,
     online: watch::Sender<Online>,
+    /// Held by whatever must end in good order.
+    alive: watch::Receiver<()>,
     /// Tells this process from others with the same key.
     instance: u64,
     servers: Vec<Server>,
@@ -142,6 +147,7 @@ impl Driver {
         addresses: Vec<RendezvousAddress>,
         accept: mpsc::Sender<Session>,
         online: watch::Sender<Online>,
+        alive: watch::Receiver<()>,
     ) -> Self {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
         let (knocked_tx, knocked) = mpsc::channel(KNOCK_QUEUE);
@@ -155,6 +161,7 @@ impl Driver {
             events_tx,
             accept,
             online,
+            alive,
             instance: rand::rng().random(),
             servers: Vec::new(),
             remotes: BTreeMap::new(),
@@ -215,8 +222,8 @@ impl Driver {
             Event::ServerConnected { server, reply } => {
                 let _ = reply.send(self.registration(server));
             }
-            Event::ServerUp { server, place, registered } => {
-                self.server_up(server, place, registered, now);
+            Event::ServerUp { server, reached, registered } => {
+                self.server_up(server, reached, registered, now);
             }
             Event::ServerDown { server, error } => self.server_down(server, error),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),
@@ -230,8 +237,12 @@ impl Driver {
             Event::Explain { key, reply } => {
                 let local = self.mapping();
                 let candidates = self.local_candidates();
-                let explanation = self.remotes.get(&key).and_then(|state| state.explain(local));
-                let explanation = explanation.map(|explanation| Explanation { candidates, ..explanation });
+                let state = self.remotes.get(&key);
+                let server = state.and_then(RemoteState::introduction_id).map(|(server, _)| server);
+                let over = server.and_then(|server| self.servers.get(server)?.relay_transport());
+                let explanation = state.and_then(|state| state.explain(local));
+                let explanation =
+                    explanation.map(|explanation| Explanation { candidates, over, ..explanation });
                 let _ = reply.send(explanation);
             }
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use peer_agent::{Budget, Ladder, Output, Setup, SocketId};
 use rand::Rng as _;
 use rendezvous_wire::PeerId;
-use rendezvous_wire::candidate::Mapping;
+use rendezvous_wire::candidate::{Candidate, CandidateKind, Mapping};
 use rendezvous_wire::message::{
     Introduction, IntroductionId, Meeting, MeetingNumber, RegistrationId, Request,
 };
@@ -18,11 +18,12 @@ use rendezvous_wire::stun::{Received, TransactionId};
 use crate::config;
 use crate::explain::Explanation;
 use crate::session::{Path, PathNews, WeakSession};
-use crate::socket::{Remote, Route, SocketIndex, StunDatagram};
+use crate::socket::{Remote, Route, StunDatagram};
 
 use super::dial::Dial;
 use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
+use super::way::Way;
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -62,13 +63,16 @@ pub(super) struct Introduced {
     id: IntroductionId,
     server: usize,
     registration: RegistrationId,
-    relay: SocketAddr,
-    relay_socket: SocketIndex,
+    way: Way,
+    /// Addresses under which its channel was known before.
+    former: Vec<SocketAddr>,
     channel: Channel,
     pub(super) ladder: Ladder,
     ufrag: String,
     /// How the other side's NAT maps, by its own measure.
     mapping: Mapping,
+    /// The server has never seen it over UDP.
+    unseen: bool,
     /// The other side has left it, or is gone.
     closed: bool,
 }
@@ -82,6 +86,26 @@ impl RemoteState {
     pub(super) fn registration(&self, server: usize) -> Option<RegistrationId> {
         let introduced = self.introduction.as_ref()?;
         (introduced.server == server).then_some(introduced.registration)
+    }
+
+    /// The relay at `server` is reached in another way. `None`: that is nothing to this remote.
+    pub(super) fn move_relay(
+        &mut self,
+        server: usize,
+        registration: RegistrationId,
+        way: &Way,
+    ) -> Option<()> {
+        let introduced = self.introduction.as_mut()?;
+        let same = introduced.server == server && introduced.registration == registration;
+        if !same || introduced.way == *way {
+            return None;
+        }
+        let former = std::mem::replace(&mut introduced.way, way.clone()).relay();
+        introduced.former.retain(|relay| *relay != former && *relay != way.relay());
+        if former != way.relay() {
+            introduced.former.push(former);
+        }
+        Some(())
     }
 
     /// The other side has left the introduction: what runs goes on, but nothing new begins here.
@@ -126,6 +150,7 @@ impl RemoteState {
         Some(Explanation {
             local,
             remote: introduced.mapping,
+            remote_unseen: introduced.unseen,
             pairs: introduced.ladder.report(),
             rungs: introduced.ladder.rungs(),
             rung: self.selected.map(|selected| introduced.ladder.rung(selected.path)),
@@ -221,13 +246,18 @@ impl Driver {
 
     /// Puts an introduction in force: the relay carries from now on, and checks begin.
     pub(super) fn introduce(&mut self, key: Key, server: usize, introduction: Introduction, now: Instant) {
-        let Some(up) = self.servers.get(server).and_then(super::Server::up) else { return };
+        let Some(up) = self.servers.get(server).and_then(super::Server::up).cloned() else { return };
+        let relay = up.way.relay();
         let agent = peer_agent::Config::new(
             introduction.role,
             introduction.local.clone(),
             introduction.remote.clone(),
             rand::rng().random(),
         );
+        // What the server sees of a peer on UDP is offered for it, unless it is an address of its own: then its mapping is known.
+        let reflexive = |candidate: &Candidate| candidate.kind == CandidateKind::ServerReflexive;
+        let unseen =
+            introduction.mapping == Mapping::Unknown && !introduction.candidates.iter().any(reflexive);
         let sockets = self.socket.local_addresses().iter().zip(0..);
         let setup = Setup {
             agent,
@@ -256,16 +286,17 @@ impl Driver {
             id: introduction.introduction,
             server,
             registration: up.registration,
-            relay: up.relay,
-            relay_socket: up.socket,
+            way: up.way.clone(),
+            former: Vec::new(),
             channel: introduction.channel,
             ladder,
             ufrag,
             mapping: introduction.mapping,
+            unseen,
             closed: false,
         });
         self.socket.update(|table| {
-            table.channels.insert((up.relay, introduction.channel), key);
+            table.channels.insert((relay, introduction.channel), key);
         });
         tracing::debug!(peer = %state.peer.short(), mapping = %introduction.mapping, candidates = introduction.candidates.len(), "introduced");
         self.route_over_relay(key, now);
@@ -283,21 +314,33 @@ impl Driver {
         state.extras.clear(&self.socket);
         self.ufrags.remove(&introduced.ufrag);
         self.socket.update(|table| {
-            table.channels.remove(&(introduced.relay, introduced.channel));
+            for relay in introduced.former.iter().copied().chain([introduced.way.relay()]) {
+                table.channels.remove(&(relay, introduced.channel));
+            }
         });
     }
 
     fn route_over_relay(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let Some(introduced) = &state.introduction else { return };
-        let route = Route::Relay {
-            socket: introduced.relay_socket,
-            address: introduced.relay,
-            channel: introduced.channel,
-        };
-        state.news.announce(Self::relayed(introduced.relay));
+        let route = introduced.way.route(introduced.channel);
+        state.news.announce(introduced.way.path());
         if state.remote.switch(route, now) {
             state.kick();
+        }
+    }
+
+    /// The relay is reached in another way: its channel is known there too, and what is relayed goes there.
+    pub(super) fn rejoin_channel(&mut self, key: Key, now: Instant) {
+        let Some(state) = self.remotes.get(&key) else { return };
+        let Some(introduced) = &state.introduction else { return };
+        let known = (introduced.way.relay(), introduced.channel);
+        let relayed = matches!(**state.remote.route(), Route::Relay { .. } | Route::Stream { .. });
+        self.socket.update(|table| {
+            table.channels.insert(known, key);
+        });
+        if relayed {
+            self.route_over_relay(key, now);
         }
     }
 
@@ -429,7 +472,7 @@ impl Driver {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let in_use = match **state.remote.route() {
             Route::Direct { address, .. } => Some(address),
-            Route::Capture | Route::Relay { .. } => None,
+            Route::Capture | Route::Relay { .. } | Route::Stream { .. } => None,
         };
         state.sources.retain(|known| *known != source);
         state.sources.push_back(source);

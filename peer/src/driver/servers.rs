@@ -16,11 +16,13 @@ use crate::doctor::drive::{drive, open};
 use crate::doctor::lifetime::LifetimeSearch;
 use crate::gather::host_candidates;
 use crate::keep_alive::{KeepAlive, Measurement, SAFE, SILENCES};
+use crate::link::{Place, Reached, Registering};
 use crate::reflection::Reflection;
-use crate::session::Path;
-use crate::signalling::{Place, ServerError, Signalling};
-use crate::socket::{Remote, Route, SocketIndex};
+use crate::session::RelayTransport;
+use crate::signalling::{ServerError, Signalling};
+use crate::socket::{Remote, Route};
 
+use super::way::{Streams, Way};
 use super::{Driver, Event, Online};
 
 /// Requests that may wait for a signalling connection.
@@ -31,6 +33,8 @@ pub(super) struct Server {
     requests: mpsc::Sender<Request>,
     /// Has the signalling task connect anew.
     void: Arc<Notify>,
+    /// Has it try TCP.
+    deaf: Arc<Notify>,
     pub(super) state: State,
     /// Reflection clients: the present registration's last, before it those of earlier ones whose introductions still live, since
     /// their relay bindings must not lapse.
@@ -39,6 +43,11 @@ pub(super) struct Server {
     keep_alive: KeepAlive,
     /// What was uploaded last.
     uploaded: Option<Register>,
+    streams: Streams,
+    /// Of the last binding, other than by a bind request of a present reflection client.
+    sequence: u64,
+    /// The relay is reached over UDP again, and those whom we have sessions with are to hear where we are seen.
+    renews: bool,
 }
 
 /// Whether a server can be used.
@@ -52,27 +61,49 @@ pub(super) enum State {
 }
 
 /// A registration in force.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Up {
     pub(super) registration: RegistrationId,
     /// Where relay frames go.
-    pub(super) relay: SocketAddr,
-    /// The socket that is bound there.
-    pub(super) socket: SocketIndex,
-    /// Where the signalling connection goes.
-    signalling: SocketAddr,
+    pub(super) way: Way,
+    /// Where the signalling connection goes, when that is QUIC.
+    signalling: Option<SocketAddr>,
     /// Mappings of the other family are kept up, too.
     both: bool,
     /// How long the relay remembers us.
     lease: Duration,
 }
 
+/// Bind requests that may still leave while a stream makes its binding, which has to be the later one.
+const MARGIN: u64 = 16;
+
 impl Server {
-    pub(super) fn up(&self) -> Option<Up> {
-        match self.state {
+    pub(super) fn up(&self) -> Option<&Up> {
+        match &self.state {
             State::Up(up) => Some(up),
             State::Connecting | State::Down(_) => None,
         }
+    }
+
+    /// How its relay is reached.
+    pub(super) fn relay_transport(&self) -> Option<RelayTransport> {
+        self.up().map(|up| up.way.transport())
+    }
+
+    /// Registered, bound, and everything known that soon will be.
+    fn is_settled(&self) -> bool {
+        match self.up() {
+            Some(Up { way: Way::Stream { .. }, .. }) => true,
+            Some(_) => self.current().is_some_and(Reflection::is_settled),
+            None => false,
+        }
+    }
+
+    /// A sequence for the next binding that is no bind request of a present reflection client.
+    fn next_sequence(&mut self) -> u64 {
+        let requested = self.reflections.iter().map(|(_, reflection)| reflection.sequence());
+        self.sequence = requested.max().unwrap_or(0).max(self.sequence) + MARGIN;
+        self.sequence
     }
 
     pub(super) fn request(&self, request: Request) -> bool {
@@ -82,12 +113,13 @@ impl Server {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let reflections = self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout());
         let measurement = self.up().and_then(|_| self.keep_alive.poll_timeout());
-        reflections.chain(measurement).min()
+        reflections.chain(measurement).chain(self.streams.poll_timeout()).min()
     }
 
     /// Has all reflection clients renew as often as is right now.
     fn apply_keep_alive(&mut self, now: Instant) {
         let Some(up) = self.up() else { return };
+        let Some(signalling) = up.signalling else { return };
         let mut interval = self.keep_alive.interval(up.lease);
         if up.both {
             // What was measured is true of the relay's family alone.
@@ -95,7 +127,7 @@ impl Server {
         }
         tracing::debug!(?interval, "keep-alive");
         for (_, reflection) in &mut self.reflections {
-            reflection.set_keep_alive(interval, up.signalling, now);
+            reflection.set_keep_alive(interval, signalling, now);
         }
     }
 
@@ -108,24 +140,31 @@ impl Server {
 impl Driver {
     pub(super) fn add_server(&mut self, address: RendezvousAddress) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
-        let void = Arc::new(Notify::new());
+        let (void, deaf) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let signalling = Signalling {
             index: self.servers.len(),
             address,
             identity: self.identity.clone(),
             quinn: self.quinn.clone(),
+            socket: self.socket.clone(),
             events: self.events_tx.clone(),
             requests: requests_rx,
             void: void.clone(),
+            deaf: deaf.clone(),
+            alive: self.alive.clone(),
         };
         tokio::spawn(signalling.run());
         self.servers.push(Server {
             requests,
             void,
+            deaf,
             state: State::Connecting,
             reflections: Vec::new(),
             keep_alive: KeepAlive::new(),
             uploaded: None,
+            streams: Streams::default(),
+            sequence: 0,
+            renews: false,
         });
     }
 
@@ -143,12 +182,14 @@ impl Driver {
     }
 
     /// What to register at a server.
-    pub(super) fn registration(&mut self, server: usize) -> Register {
+    pub(super) fn registration(&mut self, server: usize) -> Registering {
         let register = self.register();
+        let mut sequence = 0;
         if let Some(server) = self.servers.get_mut(server) {
             server.uploaded = Some(register.clone());
+            sequence = server.next_sequence();
         }
-        register
+        Registering { register, sequence }
     }
 
     fn register(&self) -> Register {
@@ -176,9 +217,61 @@ impl Driver {
         candidates
     }
 
-    pub(super) fn server_up(&mut self, index: usize, place: Place, registered: Registered, now: Instant) {
+    pub(super) fn server_up(&mut self, index: usize, reached: Reached, registered: Registered, now: Instant) {
+        let in_use: Vec<RegistrationId> =
+            self.remotes.values().filter_map(|state| state.registration(index)).collect();
+        let Some(server) = self.servers.get_mut(index) else { return };
+        let id = registered.registration;
+        // One that has begun anew has lost what the old one knew, but counts on.
+        server.next_sequence();
+        server.reflections.retain(|(other, _)| *other != id && in_use.contains(other));
+        let lease = Duration::from_secs(registered.lease.into());
+        match reached {
+            Reached::Stream(tunnel) => {
+                let way = Way::stream(&tunnel);
+                tracing::debug!(server = index, relay = %way.relay(), "registered on a stream");
+                server.streams.enter(tunnel);
+                server.renews = false;
+                server.state = State::Up(Up { registration: id, way, signalling: None, both: false, lease });
+            }
+            Reached::Udp(place) => {
+                let Some((way, both, reflection)) = self.reflect(index, place, &registered, now) else {
+                    return;
+                };
+                tracing::debug!(server = index, relay = %way.relay(), observed = %registered.observed, "registered");
+                let relay = way.relay();
+                let Some(server) = self.servers.get_mut(index) else { return };
+                server.reflections.push((id, reflection));
+                // A stream relays until UDP is proven.
+                let way = match &server.state {
+                    State::Up(up) if up.registration == id && up.way.transport() != RelayTransport::Udp => {
+                        up.way.clone()
+                    }
+                    _ => way,
+                };
+                let signalling = Some(place.signalling);
+                server.state = State::Up(Up { registration: id, way, signalling, both, lease });
+                server.apply_keep_alive(now);
+                self.socket.update(|table| {
+                    table.relays.insert(relay);
+                });
+            }
+        }
+        self.move_relayed(index, now);
+        self.pump_servers(now);
+        self.start_waiting(now);
+    }
+
+    /// The way that a registration over UDP binds, whether it learns mappings of both families, and its reflection client.
+    fn reflect(
+        &self,
+        index: usize,
+        place: Place,
+        registered: &Registered,
+        now: Instant,
+    ) -> Option<(Way, bool, Reflection)> {
         let relay = SocketAddr::new(place.signalling.ip(), registered.reflection_ports[0]);
-        let Some(socket) = self.socket.socket_for(relay) else { return };
+        let socket = self.socket.socket_for(relay)?;
         // A direct path may be one of the other family, to a side that has no other: its mappings are wanted, too.
         let other = place.other.and_then(|address| Some((self.socket.socket_for(address)?, address)));
         let destinations: Vec<_> = std::iter::once((socket, place.signalling))
@@ -189,34 +282,38 @@ impl Driver {
             .collect();
         let translated = destinations.iter().find(|(_, address)| address.is_ipv4());
         let translated = translated.map_or(socket, |(socket, _)| *socket);
-        let id = registered.registration;
         let reflection = Reflection::new(
-            id,
+            registered.registration,
             &registered.key,
             (registered.observed, self.socket.local_address(translated).map_or(0, |local| local.port())),
             &destinations,
+            self.servers.get(index)?.sequence,
             rand::rng().random(),
             now,
         );
-        let Ok(reflection) = reflection else {
-            tracing::warn!("the rendezvous server gave a key that cannot be used");
-            return;
-        };
-        let in_use: Vec<RegistrationId> =
-            self.remotes.values().filter_map(|state| state.registration(index)).collect();
+        match reflection {
+            Ok(reflection) => Some((Way::Udp { socket, relay }, other.is_some(), reflection)),
+            Err(_) => {
+                tracing::warn!("the rendezvous server gave a key that cannot be used");
+                None
+            }
+        }
+    }
+
+    /// The relay has answered over UDP: what a stream has relayed goes there.
+    fn leave_stream(&mut self, index: usize, now: Instant) {
         let Some(server) = self.servers.get_mut(index) else { return };
-        server.reflections.retain(|(id, _)| in_use.contains(id));
-        server.reflections.push((id, reflection));
-        let lease = Duration::from_secs(registered.lease.into());
-        let (signalling, both) = (place.signalling, other.is_some());
-        server.state = State::Up(Up { registration: id, relay, socket, signalling, both, lease });
-        server.apply_keep_alive(now);
-        self.socket.update(|table| {
-            table.relays.insert(relay);
-        });
-        tracing::debug!(server = index, %relay, observed = %registered.observed, "registered");
-        self.pump_servers(now);
-        self.start_waiting(now);
+        let bound = server
+            .current()
+            .and_then(Reflection::relay)
+            .filter(|_| server.up().is_some_and(|up| up.way.transport() != RelayTransport::Udp));
+        let Some((socket, relay)) = bound else { return };
+        if let State::Up(up) = &mut server.state {
+            up.way = Way::Udp { socket, relay };
+        }
+        server.streams.leave(now);
+        server.renews = true;
+        self.move_relayed(index, now);
     }
 
     pub(super) fn server_down(&mut self, index: usize, error: ServerError) {
@@ -227,25 +324,30 @@ impl Driver {
         if !usable {
             self.fail_waiting(&error);
         }
-        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_settled));
+        let ready = self.servers.iter().any(Server::is_settled);
         self.online.send_replace(Online { ready, failed: (!usable).then_some(error) });
     }
 
     /// Sends what reflection has due.
     pub(super) fn pump_servers(&mut self, now: Instant) {
         for (index, server) in self.servers.iter_mut().enumerate() {
-            if let Some(up) = server.up()
+            server.streams.handle_timeout(now);
+            let relay = server.current().and_then(Reflection::relay).map(|(_, relay)| relay);
+            if let Some(relay) = relay
                 && let Some(measurement) = server.keep_alive.poll_measurement(now)
             {
-                tokio::spawn(measure_lifetime(index, up.relay, measurement, self.events_tx.clone()));
+                tokio::spawn(measure_lifetime(index, relay, measurement, self.events_tx.clone()));
             }
             for (_, reflection) in &mut server.reflections {
                 while let Some(transmit) = reflection.poll_transmit(now) {
                     self.socket.send_stun(transmit.socket, transmit.destination, &transmit.datagram);
                 }
             }
+            if server.current().is_some_and(Reflection::is_unanswered) {
+                server.deaf.notify_one();
+            }
         }
-        self.tell_when_online();
+        self.handle_settled();
     }
 
     /// Takes a STUN response from a server. False: not one of ours.
@@ -266,6 +368,9 @@ impl Driver {
                 server.void.notify_one();
             }
         }
+        for index in 0..self.servers.len() {
+            self.leave_stream(index, now);
+        }
         let register = self.register();
         for server in &mut self.servers {
             if server.up().is_some() && server.uploaded.as_ref() != Some(&register) {
@@ -273,13 +378,20 @@ impl Driver {
                 server.request(Request::Update(register.clone()));
             }
         }
-        self.tell_when_online();
+        self.handle_settled();
         true
     }
 
     /// What is known settles with an answer, or with the time for one gone by.
-    fn tell_when_online(&self) {
-        let ready = self.servers.iter().any(|server| server.current().is_some_and(Reflection::is_settled));
+    fn handle_settled(&mut self) {
+        for index in 0..self.servers.len() {
+            let server = &mut self.servers[index];
+            if server.renews && server.is_settled() {
+                server.renews = false;
+                self.renew_relayed(index);
+            }
+        }
+        let ready = self.servers.iter().any(Server::is_settled);
         if ready && !self.online.borrow().ready {
             self.online.send_replace(Online { ready, failed: None });
         }
@@ -314,11 +426,6 @@ impl Driver {
     /// Where STUN answers are to be had.
     pub(super) fn reflectors(&self) -> Vec<SocketAddr> {
         self.servers.iter().filter_map(Server::current).flat_map(Reflection::destinations).collect()
-    }
-
-    /// How a relayed path through this server is shown.
-    pub(super) fn relayed(relay: SocketAddr) -> Path {
-        Path::Relayed { relay }
     }
 }
 

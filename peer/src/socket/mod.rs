@@ -226,6 +226,12 @@ impl PathSocket {
                     src_ip: None,
                 },
             ),
+            Route::Stream { outlet, channel } => {
+                with_frames(channel.header(), transmit, |contents, segment_size| {
+                    outlet.push(contents, segment_size.unwrap_or(contents.len()));
+                });
+                Ok(())
+            }
             Route::Relay { socket, address, channel } => {
                 let header = channel.header();
                 with_frames(header, transmit, |contents, segment_size| {
@@ -241,6 +247,19 @@ impl PathSocket {
                     )
                 })
             }
+        }
+    }
+
+    /// Takes frames of `segment` bytes each, but for a shorter last one, that a relay has sent on a stream.
+    pub(crate) fn receive_frames(&self, relay: SocketAddr, frames: &Bytes, segment: usize) {
+        let table = self.table.load();
+        let mut start = 0;
+        while start < frames.len() {
+            let end = frames.len().min(start.saturating_add(segment.max(1)));
+            if let Some(remote) = table.framed(relay, &frames[start..end]) {
+                self.inject(remote, frames.slice(start + HEADER_LEN..end));
+            }
+            start = end;
         }
     }
 

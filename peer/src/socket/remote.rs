@@ -9,6 +9,7 @@ use rendezvous_wire::message::{MAX_FIRST_FLIGHT, MAX_FLIGHT_DATAGRAM};
 use rendezvous_wire::relay::Channel;
 
 use super::congestion::PathEpoch;
+use crate::tunnel::outlet::Outlet;
 
 /// The index of one of the path socket's UDP sockets.
 pub(crate) type SocketIndex = usize;
@@ -22,6 +23,8 @@ pub(crate) enum Route {
     Direct { socket: SocketIndex, address: SocketAddr },
     /// In frames to a relay.
     Relay { socket: SocketIndex, address: SocketAddr, channel: Channel },
+    /// In frames to a relay, on a stream.
+    Stream { outlet: Arc<Outlet>, channel: Channel },
 }
 
 /// A remote endpoint.

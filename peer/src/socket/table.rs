@@ -31,12 +31,16 @@ impl Table {
         match classify(datagram) {
             Protocol::Quic => self.sources.get(&source).map(|remote| (*remote, 0)),
             Protocol::Relay if self.relays.contains(&source) => {
-                let remote = self.channels.get(&(source, Channel::of(datagram)?))?;
-                let quic = classify(&datagram[HEADER_LEN..]) == Protocol::Quic;
-                quic.then_some((*remote, HEADER_LEN))
+                self.framed(source, datagram).map(|remote| (remote, HEADER_LEN))
             }
             _ => None,
         }
+    }
+
+    /// The synthetic address that the QUIC in a relay's frame belongs to.
+    pub(super) fn framed(&self, relay: SocketAddr, frame: &[u8]) -> Option<SocketAddr> {
+        let remote = self.channels.get(&(relay, Channel::of(frame)?))?;
+        (classify(&frame[HEADER_LEN..]) == Protocol::Quic).then_some(*remote)
     }
 }
 
