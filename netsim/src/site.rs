@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -257,6 +257,33 @@ impl Site {
             rules += "add rule inet cut down oifname site drop\n";
         }
         tool::nft(&self.0.edge, &rules)
+    }
+
+    /// Lets every UDP packet vanish, both ways, until [`restore`](Self::restore).
+    ///
+    /// # Errors
+    ///
+    /// When nftables refuses.
+    pub fn cut_udp(&self) -> Result<(), ToolError> {
+        let rules = "add rule inet cut up iifname site meta l4proto udp drop\n\
+                     add rule inet cut down oifname site meta l4proto udp drop\n";
+        tool::nft(&self.0.edge, &format!("{CUT_NOTHING}{rules}"))
+    }
+
+    /// Lets every packet vanish that is not TCP to this address, or an answer, until [`restore`](Self::restore): a network with a
+    /// proxy and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When nftables refuses.
+    pub fn cut_all_but(&self, tcp: SocketAddrV4) -> Result<(), ToolError> {
+        let (ip, port) = (tcp.ip(), tcp.port());
+        let rules = format!(
+            "add rule inet cut up iifname site ip daddr {ip} tcp dport {port} accept\n\
+             add rule inet cut up iifname site meta l4proto {{ tcp, udp, icmp }} drop\n\
+             add rule inet cut down oifname site meta l4proto {{ udp, icmp }} drop\n"
+        );
+        tool::nft(&self.0.edge, &format!("{CUT_NOTHING}{rules}"))
     }
 
     /// Undoes every [`cut`](Self::cut).
