@@ -42,7 +42,7 @@ pub(crate) fn on<T: Send + 'static>(
     runtime.block_on(async { tokio::time::timeout(PATIENCE, task).await })??
 }
 
-async fn endpoint(address: String) -> anyhow::Result<Endpoint> {
+pub(crate) async fn endpoint(address: String) -> anyhow::Result<Endpoint> {
     let endpoint = Endpoint::builder().server(address.parse()?).bind().await?;
     endpoint.online().await?;
     Ok(endpoint)
@@ -60,7 +60,7 @@ async fn until_direct(session: &Session) -> anyhow::Result<()> {
 }
 
 /// Sends `text` on a new stream and gives what comes back.
-async fn ask(session: &Session, text: &str) -> anyhow::Result<String> {
+pub(crate) async fn ask(session: &Session, text: &str) -> anyhow::Result<String> {
     let (mut send, mut receive) = session.open_bi().await?;
     send.write_all(text.as_bytes()).await?;
     send.finish()?;
@@ -68,7 +68,7 @@ async fn ask(session: &Session, text: &str) -> anyhow::Result<String> {
 }
 
 /// Echoes every stream of a session until it ends.
-async fn echo(session: Session) {
+pub(crate) async fn echo(session: Session) {
     while let Ok((mut send, mut receive)) = session.accept_bi().await {
         if let Ok(text) = receive.read_to_end(1024).await {
             let _ = send.write_all(&text).await;

@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         })
         .collect();
     trials.push(trial("doctor::says_what_is_left_where_udp_is_blocked", blocked));
+    trials.push(trial("doctor::says_who_answers_in_the_servers_place", intercepted));
     trials.push(trial("doctor::tells_as_much_as_a_server_with_one_address_can", one_address));
     trials.push(trial("doctor::hears_a_router_that_hairpins", hairpinning));
     trials.push(trial("doctor::measures_ipv6", ipv6));
@@ -113,10 +114,27 @@ fn blocked() -> anyhow::Result<()> {
     let mut world = World::new(1)?;
     let site = world.lab.add_site("a", site(RouterKind::UdpBlocked, InputPolicy::Drop))?;
     let (report, code) = examine(&site.host(0), &world.address, &[])?;
-    ensure!(code == Some(3), "exit code {code:?}");
-    ensure!(report["ipv4"]["state"] == "broken" && report["verdict"] == "nobody", "{report}");
-    ensure!(report["tcp"] == "refused", "TCP to port 443 passes, and nobody listens: {report}");
+    ensure!(code == Some(0), "exit code {code:?}");
+    ensure!(report["ipv4"]["state"] == "broken" && report["verdict"] == "relay-only", "{report}");
+    ensure!(report["tcp"] == "works", "{report}");
     ensure!(report["signalling"]["works"] == false && report["captive_portal"].is_null(), "{report}");
+    // Where there is no server, TCP passes and nobody listens.
+    let nobody = world.lab.add_server("nobody")?;
+    let (id, _) = world.address.split_once('@').context("an address with @")?;
+    let (report, code) = examine(&site.host(0), &format!("{id}@{}", nobody.ipv4()), &[])?;
+    ensure!(code == Some(3), "exit code {code:?}");
+    ensure!(report["verdict"] == "nobody" && report["tcp"] == "refused", "{report}");
+    Ok(())
+}
+
+/// Something else than the server answers over TCP, as a captive portal does: here the server of another.
+fn intercepted() -> anyhow::Result<()> {
+    let mut world = World::new(1)?;
+    let site = world.lab.add_site("a", site(RouterKind::UdpBlocked, InputPolicy::Drop))?;
+    let other = peer::KeyPair::generate()?.id();
+    let (report, code) = examine(&site.host(0), &format!("rv://{other}@{}", world.server_host.ipv4()), &[])?;
+    ensure!(code == Some(3), "exit code {code:?}");
+    ensure!(report["verdict"] == "nobody" && report["tcp"] == "another-key", "{report}");
     Ok(())
 }
 

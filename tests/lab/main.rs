@@ -16,6 +16,7 @@ mod keep_alive;
 mod matrix;
 mod networks;
 mod poisoned;
+mod tcp;
 mod transfer;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(networks::trials());
     trials.extend(household::trials());
     trials.extend(transfer::trials());
+    trials.extend(tcp::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

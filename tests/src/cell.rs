@@ -17,8 +17,8 @@ pub enum Expected {
     Direct,
     /// A session over the relay, and no direct path.
     Relayed,
-    /// A session over the relay at best: one side cannot use UDP.
-    RelayedOrNone,
+    /// The same, and a side that cannot use UDP reaches the relay over TCP.
+    RelayedOverTcp,
 }
 
 /// What came of a run.
@@ -39,6 +39,8 @@ pub enum Outcome {
     Relayed {
         /// From the dial to the first byte echoed, in milliseconds.
         first_byte: f64,
+        /// How the dialler reaches the relay.
+        over: String,
     },
     /// There was no session.
     None {
@@ -184,7 +186,7 @@ pub enum Way {
     Chance,
     /// Not at all.
     Never,
-    /// There may be no session at all: one side cannot use UDP.
+    /// Not at all: one side cannot use UDP, and reaches the relay over TCP.
     NoUdp,
 }
 
@@ -214,7 +216,7 @@ impl Way {
         match self {
             Self::AtOnce | Self::Meeting | Self::Chance => Expected::Direct,
             Self::Never => Expected::Relayed,
-            Self::NoUdp => Expected::RelayedOrNone,
+            Self::NoUdp => Expected::RelayedOverTcp,
         }
     }
 
@@ -238,8 +240,7 @@ impl Way {
 pub fn agrees(expected: Expected, outcome: &Outcome) -> bool {
     match expected {
         Expected::Direct => matches!(outcome, Outcome::Direct { .. }),
-        Expected::Relayed => matches!(outcome, Outcome::Relayed { .. }),
-        Expected::RelayedOrNone => !matches!(outcome, Outcome::Direct { .. }),
+        Expected::Relayed | Expected::RelayedOverTcp => matches!(outcome, Outcome::Relayed { .. }),
     }
 }
 
@@ -308,7 +309,8 @@ impl<'a> Dial<'a> {
             }),
             Err(_) => {
                 anyhow::ensure!(closed["path"]["path"] == "relayed", "neither direct nor relayed: {closed}");
-                Ok(Outcome::Relayed { first_byte })
+                let over = closed["path"]["over"].as_str().context("how the relay is reached")?.to_owned();
+                Ok(Outcome::Relayed { first_byte, over })
             }
         }
     }

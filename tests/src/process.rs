@@ -49,8 +49,30 @@ impl Program {
         arguments: &[&str],
         events_on_stderr: bool,
     ) -> anyhow::Result<Self> {
+        Self::start_in(host, name, arguments, events_on_stderr, &[])
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_in(
+        host: &Host,
+        name: &str,
+        arguments: &[&str],
+        events_on_stderr: bool,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut command = host.command(binary(name)?);
         command.args(arguments);
+        // A proxy of whoever runs the tests is none of the lab's.
+        for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+            command.env_remove(variable);
+        }
+        for (name, value) in environment {
+            command.env(name, value);
+        }
         Self::spawn(command, &format!("{name} {}", arguments.first().unwrap_or(&"")), events_on_stderr)
     }
 

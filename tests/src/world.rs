@@ -107,9 +107,25 @@ impl World {
         server: &str,
         arguments: &[&str],
     ) -> anyhow::Result<Program> {
+        self.peer_in(host, name, server, arguments, &[])
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn peer_in(
+        &self,
+        host: &Host,
+        name: &str,
+        server: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Program> {
         let key = self.key(name);
         let key = key.to_str().context("a temporary path in UTF-8")?;
-        Program::start(host, "peer", &with_server(arguments, server, key), true)
+        Program::start_in(host, "peer", &with_server(arguments, server, key), true, environment)
     }
 
     /// The same where the server's host has a name, with an address of each family.

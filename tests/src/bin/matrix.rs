@@ -87,8 +87,7 @@ impl Tally {
         let as_expected = match way.expected() {
             Expected::Direct if way == Way::Chance => true,
             Expected::Direct => self.direct == self.runs,
-            Expected::Relayed => self.relayed == self.runs,
-            Expected::RelayedOrNone => self.direct == 0,
+            Expected::Relayed | Expected::RelayedOverTcp => self.relayed == self.runs,
         };
         let in_time = way.promise().is_none_or(|(bound, share)| self.share_within(bound, late) >= share);
         as_expected && in_time && self.failed.is_empty()
@@ -142,14 +141,7 @@ fn run_in_lab(
             households.push(Household::start(&site.host(1), target, arguments.busy)?);
         }
     }
-    let (listening, id) = match world.listener(&listener.host(0), "b", &["--echo"]) {
-        Ok(listening) => listening,
-        Err(_) if way == Way::NoUdp => {
-            tally.none += runs;
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
+    let (listening, id) = world.listener(&listener.host(0), "b", &["--echo"])?;
     let patience = if way.expected() == Expected::Direct { way.patience() } else { RELAY_PATIENCE };
     let host = dialler.host(0);
     for _ in 0..runs {
@@ -164,7 +156,7 @@ fn run_in_lab(
                 tally.session_direct.push(direct);
                 *tally.rungs.entry(rung).or_default() += 1;
             }
-            Ok(Outcome::Relayed { first_byte }) => {
+            Ok(Outcome::Relayed { first_byte, .. }) => {
                 tally.relayed += 1;
                 tally.first_byte.push(first_byte);
             }
