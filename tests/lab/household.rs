@@ -206,7 +206,8 @@ fn unharmed(dials: bool) -> anyhow::Result<()> {
         }
         ensure!(Instant::now() < deadline, "not direct; {} flows of ours at most", house.most);
     };
-    ensure!(direct["rung"] == "birthday", "{direct}");
+    // Once in a hundred runs one of the mappings has the port that the server saw, and needs no probe.
+    ensure!(direct["rung"] == "birthday" || direct["rung"] == "plain", "{direct}");
     // The probes are remembered still, whether or not their path is in use.
     house.check_at_last()?;
     ensure!(house.most > 10, "{} flows of ours: this was no probing", house.most);
