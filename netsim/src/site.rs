@@ -259,14 +259,22 @@ impl Site {
         tool::nft(&self.0.edge, &rules)
     }
 
-    /// Lets every UDP packet vanish, both ways, until [`restore`](Self::restore).
+    /// Lets every UDP packet to these ports of the internet and from them vanish, until [`restore`](Self::restore); without any
+    /// port, every UDP packet.
     ///
     /// # Errors
     ///
     /// When nftables refuses.
-    pub fn cut_udp(&self) -> Result<(), ToolError> {
-        let rules = "add rule inet cut up iifname site meta l4proto udp drop\n\
-                     add rule inet cut down oifname site meta l4proto udp drop\n";
+    pub fn cut_udp(&self, ports: &[u16]) -> Result<(), ToolError> {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let matching = |field: &str| match ports.is_empty() {
+            true => "meta l4proto udp".to_owned(),
+            false => format!("udp {field} {{ {} }}", ports.join(", ")),
+        };
+        let (up, down) = (matching("dport"), matching("sport"));
+        let rules = format!(
+            "add rule inet cut up iifname site {up} drop\nadd rule inet cut down oifname site {down} drop\n"
+        );
         tool::nft(&self.0.edge, &format!("{CUT_NOTHING}{rules}"))
     }
 

@@ -259,7 +259,9 @@ fn no_dialling_back() -> anyhow::Result<()> {
     })?;
     let listener = homes.endpoint(1)?;
     let (target, origin) = (listener.id(), dialler.id());
-    let session = on(&runtimes[0], async move { Ok(dialler.connect(target).await?) })?;
+    // It stays where it is: an endpoint that is gone could not be dialled in any case.
+    let dialling = dialler.clone();
+    let session = on(&runtimes[0], async move { Ok(dialling.connect(target).await?) })?;
     on(&runtimes[1], async move {
         let accepted = listener.accept().await.context("open")?;
         let back = listener.connect(origin).await;
@@ -268,6 +270,7 @@ fn no_dialling_back() -> anyhow::Result<()> {
         Ok(())
     })?;
     ensure!(session.close_reason().is_none());
+    drop(dialler);
     Ok(())
 }
 

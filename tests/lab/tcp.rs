@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("tcp::a_transfer_over_two_streams_comes_whole", transfer),
         trial("tcp::a_session_moves_to_udp_when_it_can_and_then_to_a_direct_path", back_to_udp),
         trial("tcp::a_relayed_session_moves_to_tcp_when_udp_dies", over_to_tcp),
+        trial("tcp::a_relay_that_is_deaf_to_udp_is_reached_over_tcp", deaf_relay),
         trial("tcp::a_listener_comes_back_to_a_restarted_server", comes_back),
         trial("tcp::a_listener_that_ends_is_offline_at_once", says_goodbye),
         trial("tcp::a_proxy_is_the_only_way_out", through_a_proxy),
@@ -164,7 +165,7 @@ fn back_to_udp() -> anyhow::Result<()> {
     let mut world = World::new(5)?;
     let site = home(&mut world, "a", RouterKind::EimApdf)?;
     let b = home(&mut world, "b", RouterKind::EimApdf)?.host(0);
-    site.cut_udp()?;
+    site.cut_udp(&[])?;
     let (_listening, id) = world.listener(&b, "b", &["--echo"])?;
     let mut asking = Asking::new(world.peer(&site.host(0), "a", &["connect", &id])?)?;
     asking.ask("over TCP")?;
@@ -185,10 +186,24 @@ fn over_to_tcp() -> anyhow::Result<()> {
     let mut asking = Asking::new(world.peer(&site.host(0), "a", &["connect", &id])?)?;
     asking.ask("over UDP")?;
     path(&mut asking.peer, "relayed", Some("udp"), PATIENCE)?;
-    site.cut_udp()?;
+    site.cut_udp(&[])?;
     path(&mut asking.peer, "relayed", Some("tcp"), TAKEOVER)?;
     asking.ask("over TCP")?;
     // Introductions go on as well: this one is asked of us over TCP.
+    asking.end()
+}
+
+/// A network that lets out UDP to port 443 alone: signalling would work over it, the relay does not.
+fn deaf_relay() -> anyhow::Result<()> {
+    let mut world = World::new(4)?;
+    let site = home(&mut world, "a", RouterKind::EimApdf)?;
+    let b = home(&mut world, "b", RouterKind::EimApdf)?.host(0);
+    site.cut_udp(&[3478, 3479])?;
+    let (_listening, id) = world.listener(&b, "b", &["--echo"])?;
+    let mut asking = Asking::new(world.peer(&site.host(0), "a", &["connect", &id])?)?;
+    asking.ask("there?")?;
+    // The host candidates are of no use here, but where signalling was seen is: a direct path may come of it.
+    path(&mut asking.peer, "relayed", Some("tcp"), PATIENCE)?;
     asking.end()
 }
 
@@ -304,7 +319,14 @@ fn through_a_proxy() -> anyhow::Result<()> {
     let id = listener.named("listening")?["id"].as_str().context("an id")?.to_owned();
     let mut asking = Asking::new(world.peer(&b.host(0), "c", &["connect", &id])?)?;
     asking.ask("into the proxy's network")?;
-    asking.end()
+    asking.end()?;
+    // The doctor finds the same way.
+    let arguments = ["doctor", "--json", "--server", &world.address];
+    let mut doctor = Program::start_in(&a.host(0), "peer", &arguments, false, &environment)?;
+    let report = doctor.event(|event| event["event"] == "diagnosis", PATIENCE * 3)?;
+    ensure!(report["tcp"] == "works-through-proxy" && report["verdict"] == "relay-only", "{report}");
+    ensure!(doctor.wait(PATIENCE)?.success());
+    Ok(())
 }
 
 /// What the program says when it gives up on the server.

@@ -37,11 +37,12 @@ use crate::signalling::{HANDSHAKE_TIMEOUT, HANDSHAKES, Shared};
 /// Connections of one source that have not registered, HTTPS among them.
 const UNREGISTERED_PER_SOURCE: usize = 64;
 
-/// Unsent bytes that the kernel takes of a stream; what waits longer is better dropped than late. Linux's own choice for interactive
-/// HTTP/2 servers is of this size (TCP_NOTSENT_LOWAT, tcp(7)).
+/// Unsent bytes that the kernel takes of a stream (TCP_NOTSENT_LOWAT, tcp(7)): what waits longer is better dropped than late.
+#[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 64 * 1024;
 
 /// How long data may go unacknowledged before the kernel ends a stream (RFC 5482): as long as a QUIC connection may be idle.
+#[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Pause after the system has refused a connection, for want of file descriptors most likely: it is ready again at once, and would refuse again.
@@ -236,12 +237,13 @@ async fn serve(tcp: TcpStream, remote: SocketAddr, admitted: Admitted) -> Result
 
 /// What fails here makes a stream slower, no more.
 fn set_options(tcp: &TcpStream) {
-    let socket = socket2::SockRef::from(tcp);
     let set = tcp.set_nodelay(true);
     #[cfg(target_os = "linux")]
-    let set = set
-        .and_then(|()| socket.set_tcp_notsent_lowat(NOT_SENT))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)));
+    let set = set.and_then(|()| {
+        let socket = socket2::SockRef::from(tcp);
+        socket.set_tcp_notsent_lowat(NOT_SENT)?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    });
     if let Err(error) = set {
         debug!(%error, "socket options stay as they are");
     }
