@@ -18,7 +18,7 @@ mod remote;
 mod servers;
 mod way;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,8 +176,14 @@ impl Driver {
             next_sweep: Instant::now() + SWEEP,
             shutdown: None,
         };
+        let mut known = BTreeSet::new();
         for address in addresses {
-            driver.add_server(address);
+            // A server has one registration of this process, however often it is named.
+            if known.insert(address.id) {
+                driver.add_server(address);
+            } else {
+                tracing::warn!(%address, "this server is named twice; only its first address is used");
+            }
         }
         driver
     }

@@ -26,8 +26,8 @@ use crate::relay::shard::{Command, StreamFrames};
 use crate::relay::table::StreamId;
 use crate::signalling::{IDLE_TIMEOUT, MESSAGES, REGISTER_TIMEOUT, Unregistered};
 
-/// Bytes read at a time.
-const READ: usize = 32 * 1024;
+/// Bytes read at a time: few of a peer that waits, which then costs little, and more of one that sends much.
+const READ: (usize, usize) = (2 * 1024, 32 * 1024);
 
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -115,7 +115,7 @@ async fn converse(
 ) -> ConversationError {
     let shared = &streams.shared;
     let unregistered = Unregistered::count(&shared.unregistered);
-    let mut records = Records { reader, decoder: Decoder::default() };
+    let mut records = Records { reader, decoder: Decoder::default(), read: READ.0 };
     let (number, inlet) = streams.next();
     let stream = StreamId(number);
     let first = match timeout(REGISTER_TIMEOUT, registration(&mut records)).await {
@@ -202,6 +202,8 @@ async fn told_to_end(
 struct Records {
     reader: Reader,
     decoder: Decoder,
+    /// Bytes to be read next.
+    read: usize,
 }
 
 impl Records {
@@ -211,9 +213,14 @@ impl Records {
                 return Ok(record);
             }
             let buffer = self.decoder.buffer();
-            buffer.reserve(READ);
+            if buffer.is_empty() && buffer.capacity() > 2 * self.read {
+                *buffer = BytesMut::new();
+            }
+            buffer.reserve(self.read);
             match timeout(IDLE_TIMEOUT, self.reader.read_buf(buffer)).await {
                 Ok(Ok(0)) => return Err(ConversationError::Gone),
+                Ok(Ok(length)) if length >= self.read => self.read = (2 * self.read).min(READ.1),
+                Ok(Ok(length)) if length < self.read / 4 => self.read = (self.read / 2).max(READ.0),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(ConversationError::Idle),

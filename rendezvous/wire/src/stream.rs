@@ -40,6 +40,12 @@ const CODE: usize = 4;
 /// Most bytes of a reason to close.
 pub const MAX_REASON: usize = 256;
 
+/// A buffer with room for so many times what it is needed for is given back, unless it is small anyway.
+const OVERSIZE: usize = 8;
+
+/// Room that is not worth giving back.
+const SMALL: usize = 1_024;
+
 /// Most bytes of frames in one record, their headers included.
 pub const MAX_FRAMES: usize = u16::MAX as usize - SEGMENT;
 
@@ -206,6 +212,10 @@ impl Backlog {
     pub fn take(&mut self, written: BytesMut) -> BytesMut {
         let mut spare = written;
         spare.clear();
+        if spare.capacity() > OVERSIZE * self.waiting.len().max(SMALL) {
+            // A burst is over: what it took is not kept.
+            spare = BytesMut::new();
+        }
         let taken = std::mem::replace(&mut self.waiting, spare);
         self.taken = taken.len();
         taken

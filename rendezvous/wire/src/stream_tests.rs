@@ -103,6 +103,23 @@ fn a_backlog_holds_what_it_may_and_counts_what_is_being_written() {
 }
 
 #[test]
+fn the_memory_of_a_burst_is_given_back() {
+    let batch = frames(40, 1_452, 1_452);
+    let mut backlog = Backlog::new(1 << 18);
+    let mut taken = BytesMut::new();
+    for _ in 0..4 {
+        assert!(backlog.push_frames(&batch, 1_452));
+        taken = backlog.take(taken);
+        assert!(taken.capacity() >= batch.len());
+    }
+    for _ in 0..2 {
+        backlog.push_frames(&batch[..1_452], 1_452);
+        taken = backlog.take(taken);
+    }
+    assert!(taken.capacity() + backlog.waiting.capacity() < 3 * OVERSIZE * 1_460);
+}
+
+#[test]
 fn a_batch_that_is_too_long_for_a_record_is_cut_between_frames() {
     let batch = frames(50, 1_452, 100);
     let mut backlog = Backlog::new(1 << 20);
