@@ -2,7 +2,8 @@
 
 CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
-TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl tinyproxy:tinyproxy-bin
+TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl \
+	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables
 RELEASE := target/release
 
 .PHONY: help demo test check fmt matrix lossy garbage bench tools clean

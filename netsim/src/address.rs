@@ -1,10 +1,12 @@
-//! Who has which address. Pure arithmetic on reserved test ranges.
+//! Who has which address. Pure arithmetic on reserved test ranges, but for one: `miniupnpd` makes no mappings on a router whose address is of any
+//! reserved range. Nothing of it leaves the lab.
 //!
 //! | range | where |
 //! |---|---|
 //! | 198.18.*i*.0/24, 2001:db8:*i*::/64 | access line of site *i*: `.1` the provider's edge, `.2` the router |
 //! | 198.19.*i*.0/24, 2001:db8:*i*:1::/64 | hosts of site *i* that are routed and not translated |
 //! | 198.19.*128+i*.0/31, 2001:db8:ffff:*i*::/64 | between the core and the edge of site *i* |
+//! | 11.18.*i*.0/24 | the access line of site *i* instead, where its router makes mappings |
 //! | 203.0.113.0/24, 2001:db8:0:1::/64 | servers |
 //! | 100.64.0.0/24, 2001:db8:*i*:2::/64 | between a carrier NAT and the homes behind it, the first at every carrier alike |
 
@@ -37,13 +39,20 @@ pub(crate) fn server(index: u8) -> ([Ipv4Addr; 2], [Ipv6Addr; 2]) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SiteAddresses {
     index: u8,
+    /// The first octet of the access line.
+    access: u8,
 }
 
 impl SiteAddresses {
     /// `index` is counted from one.
     pub(crate) fn new(index: u8) -> Self {
         assert!((1..=MOST).contains(&index), "site index {index}");
-        Self { index }
+        Self { index, access: 198 }
+    }
+
+    /// The same with an access line that is not of a reserved range.
+    pub(crate) fn unreserved(self) -> Self {
+        Self { access: 11, ..self }
     }
 
     /// As it was given.
@@ -52,15 +61,15 @@ impl SiteAddresses {
     }
 
     pub(crate) fn edge_v4(self) -> Ipv4Addr {
-        Ipv4Addr::new(198, 18, self.index, 1)
+        Ipv4Addr::new(self.access, 18, self.index, 1)
     }
 
     pub(crate) fn wan_v4(self) -> Ipv4Addr {
-        Ipv4Addr::new(198, 18, self.index, 2)
+        Ipv4Addr::new(self.access, 18, self.index, 2)
     }
 
     pub(crate) fn access_v4(self) -> Ipv4Addr {
-        Ipv4Addr::new(198, 18, self.index, 0)
+        Ipv4Addr::new(self.access, 18, self.index, 0)
     }
 
     pub(crate) fn routed_v4(self) -> Ipv4Addr {

@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::ipv6::Ipv6;
 use crate::link::{Impairment, Link};
 use crate::namespace::Namespace;
+use crate::port_mapping::{PortMapper, PortMapping};
 use crate::router::{InputPolicy, Mapping, PortAllocation, Router, RouterKind};
 use crate::tool::{self, ToolError};
 
@@ -34,6 +35,7 @@ pub struct SiteConfig {
     pub(crate) isolated: bool,
     pub(crate) ipv6: Ipv6,
     pub(crate) lan: Ipv4Addr,
+    pub(crate) port_mapping: Option<PortMapping>,
     pub(crate) up: Impairment,
     pub(crate) down: Impairment,
 }
@@ -53,6 +55,7 @@ impl SiteConfig {
             isolated: false,
             ipv6: Ipv6::None,
             lan: Ipv4Addr::new(192, 168, 1, 0),
+            port_mapping: None,
             up: Impairment::none(),
             down: Impairment::none(),
         }
@@ -117,6 +120,12 @@ impl SiteConfig {
     #[must_use]
     pub fn lan(self, lan: Ipv4Addr) -> Self {
         Self { lan, ..self }
+    }
+
+    /// By which protocols its hosts may ask the router nearest to them for mappings; by none unless told otherwise. Needs `miniupnpd`.
+    #[must_use]
+    pub fn port_mapping(self, offered: PortMapping) -> Self {
+        Self { port_mapping: Some(offered), ..self }
     }
 
     /// What the line does to packets toward the internet.
@@ -187,6 +196,7 @@ pub(crate) struct SiteState {
     pub(crate) edge: Namespace,
     pub(crate) routers: Vec<Namespace>,
     pub(crate) link: Option<Arc<Link>>,
+    pub(crate) port_mapper: Option<PortMapper>,
 }
 
 impl Site {
@@ -235,6 +245,11 @@ impl Site {
     /// The IPv6 address of its outermost router, where the site has IPv6.
     pub fn wan_ipv6(&self) -> Option<Ipv6Addr> {
         self.0.wan_ipv6
+    }
+
+    /// What makes mappings for its hosts, where the site was configured to have it.
+    pub fn port_mapper(&self) -> Option<&PortMapper> {
+        self.0.port_mapper.as_ref()
     }
 
     /// Frames that its line has lost, dropped or could not carry so far; zero for a line without impairment.

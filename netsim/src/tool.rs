@@ -64,6 +64,11 @@ pub(crate) fn ip6tables(namespace: &Namespace, rules: &str) -> Result<(), ToolEr
     IP6TABLES.run(namespace, rules)
 }
 
+/// What `nft list` says of an object of `namespace`, such as `chain inet filter forward`.
+pub(crate) fn nft_list(namespace: &Namespace, object: &str) -> Result<String, ToolError> {
+    NFT.output(namespace, &format!("list {object}\n"))
+}
+
 /// Applies one nftables transaction in `namespace`.
 pub(crate) fn nft(namespace: &Namespace, transaction: &str) -> Result<(), ToolError> {
     NFT.run(namespace, transaction)
@@ -71,6 +76,10 @@ pub(crate) fn nft(namespace: &Namespace, transaction: &str) -> Result<(), ToolEr
 
 impl Tool {
     fn run(&self, namespace: &Namespace, input: &str) -> Result<(), ToolError> {
+        self.output(namespace, input).map(drop)
+    }
+
+    fn output(&self, namespace: &Namespace, input: &str) -> Result<String, ToolError> {
         let command = || format!("{} {}", self.program, self.arguments.join(" "));
         let output = namespace.run(|| self.feed(input)).and_then(|output| output).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
@@ -80,7 +89,7 @@ impl Tool {
             }
         })?;
         if output.status.success() {
-            return Ok(());
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(ToolError::Failed { command: command(), stderr, input: input.to_owned() })
@@ -92,7 +101,7 @@ impl Tool {
             // The lock that iptables-legacy insists on; its usual place belongs to root.
             .env("XTABLES_LOCKFILE", "/dev/null")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
         let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));

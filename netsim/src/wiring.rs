@@ -10,6 +10,7 @@ use crate::ipv6::Ipv6;
 use crate::lab::{BuildError, Lab};
 use crate::link::{Link, LinkError};
 use crate::namespace::Namespace;
+use crate::port_mapping::PortMapper;
 use crate::router::Router;
 use crate::site::{SiteConfig, SiteState};
 use crate::tool;
@@ -100,6 +101,8 @@ impl Plan {
     /// `index` is counted from one.
     pub(crate) fn new(name: &str, index: u8, config: SiteConfig) -> Self {
         let at = SiteAddresses::new(index);
+        let maps_to_the_internet = config.port_mapping.is_some() && config.routers.len() == 1;
+        let at = if maps_to_the_internet { at.unreserved() } else { at };
         let translated = config.routers[0].mapping.is_some();
         let lan = if translated { config.lan } else { at.routed_v4() };
         Self { name: name.to_owned(), index, config, at, lan, carrier: None }
@@ -131,6 +134,11 @@ impl Plan {
         for namespace in [&lab.core, edge].into_iter().chain(routers).chain(hosts) {
             namespace.wait_for_carrier().map_err(BuildError::Namespace)?;
         }
+        let mapper = |offered| PortMapper::new(offered, routers[0].clone(), Arc::clone(&lab.spawner));
+        let port_mapper = self.config.port_mapping.map(mapper).transpose().map_err(BuildError::Process)?;
+        if let Some(mapper) = &port_mapper {
+            mapper.start()?;
+        }
         let translated = self.config.routers[0].mapping.is_some();
         let hosts = (0..).zip(&namespaces.hosts).map(|(number, netns)| {
             let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
@@ -151,6 +159,7 @@ impl Plan {
             edge: namespaces.edge,
             routers: namespaces.routers,
             link,
+            port_mapper,
         })
     }
 

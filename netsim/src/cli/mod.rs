@@ -27,7 +27,8 @@ Examples:
       print who has which address
 
 A site is NAME=KIND[,OPTION...]. Options: hosts=N, ipv6[=firewall|open|only|broken], input=POLICY, hairpin,
-behind=SITE (one more customer of its carrier, on its line), delay=20ms, jitter=5ms, loss=1%, reorder=1%, duplicate=1%, rate=50mbit (each direction). Its hosts are NAME, NAME.1, NAME.2, ...
+behind=SITE (one more customer of its carrier, on its line), delay=20ms, jitter=5ms, loss=1%, reorder=1%, duplicate=1%, rate=50mbit (each direction),
+port-mapping (UPnP, NAT-PMP, PCP by miniupnpd). Its hosts are NAME, NAME.1, NAME.2, ...
 
 Kinds: public, eim-eif, eim-adf, eim-apdf, apdm, apdm-sequential, apdm-preserving, firewall, udp-blocked,
 carrier-eim, carrier-apdm.

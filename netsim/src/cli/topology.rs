@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use netsim::{Host, Impairment, InputPolicy, Ipv6, Lab, RouterKind, SiteConfig};
+use netsim::{Host, Impairment, InputPolicy, Ipv6, Lab, PortMapping, RouterKind, SiteConfig};
 
 use super::units;
 
@@ -67,6 +67,7 @@ enum SiteSetting {
     Reorder(f64),
     Duplicate(f64),
     Rate(u64),
+    PortMapping,
 }
 
 impl FromStr for SiteOption {
@@ -108,10 +109,11 @@ impl FromStr for SiteSetting {
             "loss" => Self::Loss(units::share(value)?),
             "reorder" => Self::Reorder(units::share(value)?),
             "duplicate" => Self::Duplicate(units::share(value)?),
+            "port-mapping" => Self::PortMapping,
             "rate" => Self::Rate(units::rate(value)?),
             _ => {
                 bail!(
-                    "`{key}` is none of: behind, hairpin, hosts, ipv6, input, delay, jitter, loss, reorder, duplicate, rate"
+                    "`{key}` is none of: behind, hairpin, hosts, ipv6, input, delay, jitter, loss, reorder, duplicate, rate, port-mapping"
                 )
             }
         })
@@ -165,6 +167,7 @@ impl Topology {
                 SiteSetting::Loss(share) => line = line.loss(share),
                 SiteSetting::Reorder(share) => line = line.reorder(share),
                 SiteSetting::Duplicate(share) => line = line.duplicate(share),
+                SiteSetting::PortMapping => config = config.port_mapping(PortMapping::ALL),
                 SiteSetting::Rate(rate) => line = line.rate(rate),
             }
         }

@@ -1,6 +1,6 @@
 //! The part of a router that iptables can say. Pure text.
 
-use super::{Egress, Filtering, InputPolicy, Mapping, PortAllocation, Router};
+use super::{Egress, InputPolicy, Mapping, PortAllocation, Router};
 
 /// The interface toward the internet, and the one on which hairpinned packets come back.
 const WAN: &str = "wan+";
@@ -37,7 +37,7 @@ pub(super) fn ipv6(router: &Router) -> Option<String> {
 }
 
 fn filter(router: &Router, first: &str) -> Option<String> {
-    let filtering = router.filtering?;
+    router.filtering?;
     let mut rules = String::from("*filter\n");
     rules += first;
     let policy = match router.input {
@@ -49,8 +49,8 @@ fn filter(router: &Router, first: &str) -> Option<String> {
         "-A INPUT -i {WAN} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i {WAN} -j {policy}\n"
     );
     rules += "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n";
-    if filtering != Filtering::AddressAndPortDependent {
-        // What the binding maps let in.
+    if router.mapping.is_some() {
+        // What the binding maps let in, or a mapping that a host has asked for.
         rules += &format!("-A FORWARD -i {WAN} -m conntrack --ctstate DNAT -j ACCEPT\n");
     }
     rules += match router.egress {
@@ -63,6 +63,7 @@ fn filter(router: &Router, first: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Filtering;
     use super::*;
 
     #[test]
