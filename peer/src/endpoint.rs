@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::config;
 use crate::driver::{Driver, Event, Online};
+use crate::portmap::{self, PortMapper};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::PathSocket;
@@ -33,6 +34,8 @@ pub struct Builder {
     servers: Vec<RendezvousAddress>,
     policy: IntroductionPolicy,
     addresses: Vec<SocketAddr>,
+    port_mapping: bool,
+    port_mapping_lease: Duration,
 }
 
 /// Why an endpoint could not be made.
@@ -130,6 +133,20 @@ impl Builder {
         self
     }
 
+    /// Whether the router is asked for a mapping (PCP, NAT-PMP, UPnP), so that peers behind difficult NATs reach this one directly; it is
+    /// unless told otherwise. [`Endpoint::close`] gives the mapping back.
+    pub fn port_mapping(mut self, wanted: bool) -> Self {
+        self.port_mapping = wanted;
+        self
+    }
+
+    /// For how long the router is asked to keep the mapping, in whole seconds; renewed after half of it. Ten minutes unless told otherwise. How
+    /// long the mapping of a process that dies may stay, and a router that has restarted may be without it.
+    pub fn port_mapping_lease(mut self, lease: Duration) -> Self {
+        self.port_mapping_lease = lease;
+        self
+    }
+
     /// Opens the sockets and begins to register. Must be called inside a tokio runtime. See [`Endpoint::online`].
     pub async fn bind(self) -> Result<Endpoint, BindError> {
         if self.servers.is_empty() {
@@ -166,6 +183,8 @@ impl Builder {
         );
         let events = driver.events();
         let task = tokio::spawn(driver.run());
+        let mappable = portmap::mappable(socket.local_addresses()).filter(|_| self.port_mapping);
+        let mapper = mappable.map(|local| PortMapper::start(local, self.port_mapping_lease, events.clone()));
         Ok(Endpoint {
             inner: Arc::new(Inner {
                 id,
@@ -176,6 +195,7 @@ impl Builder {
                 online,
                 alive,
                 task,
+                mapper: std::sync::Mutex::new(mapper),
             }),
         })
     }
@@ -224,6 +244,8 @@ struct Inner {
     /// Has receivers while the driver lives, and until its streams have said goodbye.
     alive: watch::Sender<()>,
     task: tokio::task::JoinHandle<()>,
+    /// Until the endpoint is closed.
+    mapper: std::sync::Mutex<Option<PortMapper>>,
 }
 
 impl Drop for Inner {
@@ -246,6 +268,8 @@ impl Endpoint {
             servers: Vec::new(),
             policy: IntroductionPolicy::default(),
             addresses: Vec::new(),
+            port_mapping: true,
+            port_mapping_lease: portmap::LEASE,
         }
     }
 
@@ -290,8 +314,12 @@ impl Endpoint {
         self.inner.incoming.lock().await.recv().await
     }
 
-    /// Closes all sessions, leaves the servers and waits, for a moment, until the last words have left.
+    /// Closes all sessions, leaves the servers, gives the router's mapping back and waits, for a moment, until the last words have left.
     pub async fn close(&self) {
+        let mut mapper = self.inner.mapper.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(mapper) = &mut mapper {
+            mapper.stop();
+        }
         let (reply, done) = oneshot::channel();
         if self.inner.events.send(Event::Shutdown { reply }).await.is_ok() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, done).await;
@@ -299,5 +327,8 @@ impl Endpoint {
         let idle = async { tokio::join!(self.inner.quinn.wait_idle(), self.inner.alive.closed()) };
         let _ = tokio::time::timeout(GOODBYE, idle).await;
         self.inner.task.abort();
+        if let Some(mapper) = mapper {
+            mapper.stopped().await;
+        }
     }
 }

@@ -31,6 +31,7 @@ mod explain;
 mod gather;
 mod keep_alive;
 mod link;
+mod portmap;
 mod reflection;
 mod resolve;
 mod session;

@@ -19,7 +19,7 @@ mod servers;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,8 @@ pub(crate) enum Event {
     Confirmed { key: Key },
     /// What is known of how long bindings live has grown.
     LifetimeLearnt { server: usize, measurement: Measurement, lifetime: BindingLifetime },
+    /// The router takes packets for us at this address, or at none any more.
+    PortMapped { external: Option<SocketAddrV4> },
     /// Say why a remote's path is what it is.
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
     /// Close everything.
@@ -119,6 +121,8 @@ pub(crate) struct Driver {
     /// Tells this process from others with the same key.
     instance: u64,
     servers: Vec<Server>,
+    /// Where our router takes packets for us, because we have asked it to.
+    port_mapped: Option<SocketAddrV4>,
     remotes: BTreeMap<Key, RemoteState>,
     /// Which remote an agent's ufrag belongs to.
     ufrags: BTreeMap<String, Key>,
@@ -164,6 +168,7 @@ impl Driver {
             alive,
             instance: rand::rng().random(),
             servers: Vec::new(),
+            port_mapped: None,
             remotes: BTreeMap::new(),
             ufrags: BTreeMap::new(),
             knocked,
@@ -239,6 +244,10 @@ impl Driver {
             Event::Confirmed { key } => self.confirmed(key, now),
             Event::LifetimeLearnt { server, measurement, lifetime } => {
                 self.lifetime_learnt(server, measurement, lifetime, now);
+            }
+            Event::PortMapped { external } => {
+                self.port_mapped = external;
+                self.upload_changes();
             }
             Event::Explain { key, reply } => {
                 let local = self.mapping();

@@ -204,7 +204,7 @@ impl Driver {
         seen.find(|mapping| *mapping != Mapping::Unknown).unwrap_or_default()
     }
 
-    /// Host candidates, then server-reflexive ones.
+    /// Host candidates, then server-reflexive ones, then what the router has mapped.
     pub(super) fn local_candidates(&self) -> Vec<Candidate> {
         let mut candidates = host_candidates(self.socket.local_addresses());
         let mapped = self.servers.iter().filter_map(Server::current).flat_map(Reflection::mapped);
@@ -213,6 +213,12 @@ impl Driver {
                 let preference = u16::MAX - rank as u16;
                 candidates.push(Candidate::new(CandidateKind::ServerReflexive, address, preference));
             }
+        }
+        let port_mapped = self.port_mapped.map(SocketAddr::V4);
+        // At the same place as a reflexive one it is that, with less filtering.
+        let new = |address: &SocketAddr| !candidates.iter().any(|candidate| candidate.address == *address);
+        if let Some(address) = port_mapped.filter(new) {
+            candidates.push(Candidate::new(CandidateKind::PortMapped, address, u16::MAX));
         }
         candidates
     }
@@ -350,6 +356,17 @@ impl Driver {
         self.handle_settled();
     }
 
+    /// Tells every server that holds a registration of ours what it does not know yet.
+    pub(super) fn upload_changes(&mut self) {
+        let register = self.register();
+        for server in &mut self.servers {
+            if server.up().is_some() && server.uploaded.as_ref() != Some(&register) {
+                server.uploaded = Some(register.clone());
+                server.request(Request::Update(register.clone()));
+            }
+        }
+    }
+
     /// Takes a STUN response from a server. False: not one of ours.
     pub(super) fn reflected(&mut self, source: SocketAddr, message: &Received<'_>, now: Instant) -> bool {
         let mut reflections = self.servers.iter_mut().flat_map(|server| server.reflections.iter_mut());
@@ -371,13 +388,7 @@ impl Driver {
         for index in 0..self.servers.len() {
             self.leave_stream(index, now);
         }
-        let register = self.register();
-        for server in &mut self.servers {
-            if server.up().is_some() && server.uploaded.as_ref() != Some(&register) {
-                server.uploaded = Some(register.clone());
-                server.request(Request::Update(register.clone()));
-            }
-        }
+        self.upload_changes();
         self.handle_settled();
         true
     }
