@@ -16,6 +16,7 @@ mod keep_alive;
 mod matrix;
 mod networks;
 mod poisoned;
+mod portmap;
 mod tcp;
 mod transfer;
 
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(explain::trials());
     trials.extend(families::trials());
     trials.extend(keep_alive::trials());
+    trials.extend(portmap::trials());
     trials.extend(networks::trials());
     trials.extend(household::trials());
     trials.extend(transfer::trials());

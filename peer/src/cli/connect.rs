@@ -24,10 +24,7 @@ pub(super) async fn run(arguments: ConnectArguments, verbose: bool) -> Result<()
     let report = Report::new(arguments.endpoint.json);
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
     let policy = IntroductionPolicy::Only(vec![arguments.peer]);
-    let endpoint = tokio::select! {
-        endpoint = arguments.endpoint.open(policy, &report) => endpoint?,
-        () = interrupted() => return Err(Failure::interrupted()),
-    };
+    let endpoint = arguments.endpoint.open(policy, &report).await?;
     let outcome = tokio::select! {
         outcome = connect(&endpoint, arguments.peer, &report, verbose) => outcome,
         () = interrupted() => Err(Failure::interrupted()),

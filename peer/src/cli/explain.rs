@@ -25,10 +25,7 @@ pub(super) struct ExplainArguments {
 
 pub(super) async fn run(arguments: ExplainArguments) -> Result<(), Failure> {
     let report = Report::new(arguments.endpoint.json);
-    let endpoint = tokio::select! {
-        endpoint = arguments.endpoint.open(IntroductionPolicy::Only(Vec::new()), &report) => endpoint?,
-        () = interrupted() => return Err(Failure::interrupted()),
-    };
+    let endpoint = arguments.endpoint.open(IntroductionPolicy::Only(Vec::new()), &report).await?;
     let outcome = tokio::select! {
         outcome = explain(&endpoint, arguments.peer, &report) => outcome,
         () = interrupted() => Err(Failure::interrupted()),

@@ -50,10 +50,7 @@ pub(super) async fn run(arguments: ListenArguments) -> Result<(), Failure> {
     } else {
         IntroductionPolicy::Only(arguments.allow.clone())
     };
-    let endpoint = tokio::select! {
-        endpoint = arguments.endpoint.open(policy, &report) => endpoint?,
-        () = interrupted() => return Err(Failure::interrupted()),
-    };
+    let endpoint = arguments.endpoint.open(policy, &report).await?;
     report.listening(endpoint.id(), &arguments.endpoint.server);
     let service = if arguments.echo {
         Some(Service::Echo)

@@ -9,6 +9,7 @@ mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use peer::{
@@ -118,21 +119,38 @@ struct EndpointArguments {
     server: Vec<RendezvousAddress>,
     #[command(flatten)]
     key: KeyArguments,
+    /// Do not ask the router for a port mapping (PCP, NAT-PMP, UPnP).
+    #[arg(long)]
+    no_port_mapping: bool,
+    /// Seconds that the router is asked to keep it without renewal.
+    #[arg(long, value_name = "SECONDS", hide = true)]
+    port_mapping_lease: Option<u64>,
     /// Write what happens as JSON objects, one a line, to standard error.
     #[arg(long)]
     json: bool,
 }
 
 impl EndpointArguments {
-    /// Registers, or says why not.
+    /// Registers, or says why not. An interruption on the way is a failure.
     async fn open(&self, policy: IntroductionPolicy, report: &Report) -> Result<Endpoint, Failure> {
         let key = self.key.load()?;
-        let mut builder = Endpoint::builder().identity(key).policy(policy);
+        let mut builder =
+            Endpoint::builder().identity(key).policy(policy).port_mapping(!self.no_port_mapping);
+        if let Some(seconds) = self.port_mapping_lease {
+            builder = builder.port_mapping_lease(Duration::from_secs(seconds));
+        }
         for server in &self.server {
             builder = builder.server(server.clone());
         }
         let endpoint = builder.bind().await?;
-        endpoint.online().await?;
+        let online = tokio::select! {
+            online = endpoint.online() => online.map_err(Failure::from),
+            () = interrupted() => Err(Failure::interrupted()),
+        };
+        if let Err(failure) = online {
+            endpoint.close().await;
+            return Err(failure);
+        }
         report.registered(endpoint.id());
         Ok(endpoint)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rendezvous_wire::RendezvousAddress;
 
+use crate::portmap::Mapped;
 use crate::signalling::ServerError;
 
 use super::finding::{Allocation, FamilyFinding, Filtering, Mapping};
@@ -63,6 +64,14 @@ pub enum Family {
 pub enum PortMapping {
     /// Nobody has asked it.
     NotTested,
+    /// It does; the mapping was given back.
+    Works(Mapped),
+    /// It would, but has no address of the Internet itself.
+    BehindAnotherNat,
+    /// It does not, or there is no router.
+    Unavailable,
+    /// The machine has an address of the Internet.
+    NotNeeded,
 }
 
 impl PortMapping {
@@ -70,6 +79,10 @@ impl PortMapping {
     pub const fn name(self) -> &'static str {
         match self {
             Self::NotTested => "not-tested",
+            Self::Works(mapped) => mapped.protocol.name(),
+            Self::BehindAnotherNat => "behind-another-nat",
+            Self::Unavailable => "unavailable",
+            Self::NotNeeded => "not-needed",
         }
     }
 }
@@ -196,6 +209,7 @@ impl Diagnosis {
         let Some(finding) = self.ipv4.finding() else { return Reach::Unknown };
         match (finding.mapping, finding.filtering) {
             (Mapping::Unknown, _) => Reach::Unknown,
+            _ if self.is_port_mapped() => Reach::Everybody,
             (mapping, _) if mapping.is_dependent() => match mapping.allocation() {
                 Some(Allocation::Preserving | Allocation::Sequential(_)) => Reach::NotRandomPorts,
                 _ => Reach::NotPortDependent,
@@ -226,6 +240,15 @@ impl Diagnosis {
             }
             error => error.to_string(),
         })
+    }
+
+    /// Whether the router lets in what comes to an address that servers see us come from.
+    fn is_port_mapped(&self) -> bool {
+        let PortMapping::Works(mapped) = self.port_mapping else { return false };
+        let seen = self.ipv4.finding().is_some_and(|finding| {
+            finding.mapped.iter().any(|address| address.ip() == IpAddr::V4(*mapped.external.ip()))
+        });
+        seen && self.translators() == Translators::One
     }
 
     /// How many NATs are on the way.
@@ -275,6 +298,11 @@ impl Diagnosis {
             if carrier {
                 advice.push("ask the carrier for an IPv4 address of your own, or for IPv6");
             } else {
+                if self.port_mapping == PortMapping::Unavailable {
+                    advice.push(
+                        "switch on port mapping at the router (UPnP, NAT-PMP or PCP): peers behind any NAT then reach you directly",
+                    );
+                }
                 advice.push(
                     "switch the router to endpoint-independent mapping (\"full cone\" or \"open NAT\" in some menus), or let it \
                      forward a UDP port to this machine",
@@ -338,8 +366,20 @@ impl fmt::Display for Diagnosis {
         line(
             f,
             "port mapping",
-            match self.port_mapping {
-                PortMapping::NotTested => "not tested (PCP, NAT-PMP, UPnP)",
+            &match self.port_mapping {
+                PortMapping::NotTested => "not tested (PCP, NAT-PMP, UPnP)".to_owned(),
+                PortMapping::Works(Mapped { protocol, external }) => {
+                    format!("the router let in what came to {external}, asked by {protocol}")
+                }
+                PortMapping::BehindAnotherNat => {
+                    "the router would, but is itself behind another NAT, so of no use".to_owned()
+                }
+                PortMapping::Unavailable => {
+                    "the router does none, or it is switched off there (PCP, NAT-PMP, UPnP)".to_owned()
+                }
+                PortMapping::NotNeeded => {
+                    "not needed: this machine has an address of the Internet".to_owned()
+                }
             },
         )?;
         self.write_machine(f)?;

@@ -1,5 +1,9 @@
 use super::*;
 
+use std::net::SocketAddrV4;
+
+use crate::portmap::Protocol;
+
 const EIM: Mapping = Mapping::EndpointIndependent(Allocation::Preserving);
 const APDM: Mapping = Mapping::AddressAndPortDependent(Allocation::Random);
 
@@ -39,6 +43,29 @@ fn blocked() -> Diagnosis {
     blocked.signalling = Err(ServerError::Unreachable { host, port: 443 });
     blocked.tcp = Tcp::Refused;
     blocked
+}
+
+#[test]
+fn a_mapping_at_the_address_that_servers_see_makes_up_for_the_nat() {
+    let filtering = Filtering::AddressAndPortDependent;
+    let seen = match of(APDM, filtering).ipv4.finding().unwrap().mapped[0] {
+        SocketAddr::V4(address) => *address.ip(),
+        SocketAddr::V6(address) => panic!("{address}"),
+    };
+    let works = |ip| {
+        let external = SocketAddrV4::new(ip, 40_000);
+        PortMapping::Works(Mapped { protocol: Protocol::NatPmp, external })
+    };
+    for (port_mapping, expected, words) in [
+        (works(seen), Reach::Everybody, "asked by NAT-PMP"),
+        (works("8.7.6.5".parse().unwrap()), Reach::NotPortDependent, "8.7.6.5:40000"),
+        (PortMapping::BehindAnotherNat, Reach::NotPortDependent, "behind another NAT"),
+        (PortMapping::Unavailable, Reach::NotPortDependent, "switch on port mapping"),
+    ] {
+        let diagnosis = Diagnosis { port_mapping, ..of(APDM, filtering) };
+        assert_eq!(diagnosis.reach(), expected, "{diagnosis}");
+        assert!(diagnosis.to_string().contains(words), "{diagnosis}");
+    }
 }
 
 #[test]

@@ -34,19 +34,20 @@ mod signal;
 mod tcp;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, RendezvousAddress};
 
-use crate::resolve::resolve;
-
+pub use crate::portmap::{Mapped, Protocol};
 pub use diagnosis::{Diagnosis, Family, PortMapping, Reach, Translators};
 pub use finding::{Allocation, FamilyFinding, Filtering, Mapping};
 pub use lifetime::BindingLifetime;
 pub use machine::Machine;
 pub use tcp::Tcp;
 
+use crate::portmap::{self, Trial};
+use crate::resolve::resolve;
 use drive::drive;
 use measurement::{Measurement, Plan};
 
@@ -59,6 +60,21 @@ const WHOLE: [u64; 17] = [3, 6, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 105, 120
 /// A router on the way to `destination` that is of the range between carriers and their customers (RFC 6598), where one says so.
 pub(crate) async fn carrier(destination: SocketAddr) -> Option<IpAddr> {
     machine::hops(destination).await.into_iter().find(|hop| machine::is_shared(*hop))
+}
+
+/// Whether the router opens a port when it is asked to: asks it to, and gives the mapping back.
+async fn port_mapping() -> PortMapping {
+    // Keeps the port from being anybody else's meanwhile.
+    let Ok(socket) = tokio::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await else {
+        return PortMapping::NotTested;
+    };
+    let Ok(SocketAddr::V4(local)) = socket.local_addr() else { return PortMapping::NotTested };
+    match portmap::try_once(local).await {
+        Trial::Mapped(mapped) => PortMapping::Works(mapped),
+        Trial::BehindAnotherNat => PortMapping::BehindAnotherNat,
+        Trial::Nothing => PortMapping::Unavailable,
+        Trial::NotNeeded => PortMapping::NotNeeded,
+    }
 }
 
 /// What is being done.
@@ -141,10 +157,11 @@ impl Doctor {
                 None => Vec::new(),
             }
         };
-        let (ipv4, ipv6, hops) = tokio::join!(
+        let (ipv4, ipv6, hops, port_mapping) = tokio::join!(
             self.family(of(true), true, ports),
             self.family(of(false), false, ports),
-            first_hops
+            first_hops,
+            port_mapping(),
         );
 
         let silent = signalling.is_err() && ipv4.finding().is_none() && ipv6.finding().is_none();
@@ -163,7 +180,7 @@ impl Doctor {
             hops,
             tcp,
             portal,
-            port_mapping: PortMapping::NotTested,
+            port_mapping,
             machine: machine::look(&used),
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 ///
 /// Known on Linux only. Elsewhere nobody is asked by PCP or NAT-PMP; UPnP finds its gateway by itself.
 pub(super) fn find(local: Ipv4Addr) -> Option<(Ipv4Addr, Ipv4Addr)> {
-    let table = std::fs::read_to_string("/proc/net/route").ok()?;
+    let table = std::fs::read_to_string("/proc/thread-self/net/route").ok()?;
     let gateway = default_gateway(&table)?;
     let socket = UdpSocket::bind((local, 0)).ok()?;
     // Sends nothing: it only chooses.
