@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::config;
 use crate::driver::{Driver, Event, Online};
-use crate::portmap::{self, PortMapper};
+use crate::portmap::{self, Mapped, PortMapper};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::PathSocket;
@@ -181,7 +181,7 @@ impl Builder {
             online_tx,
             held,
         );
-        let events = driver.events();
+        let (events, port_mapped) = (driver.events(), driver.port_mapped());
         let task = tokio::spawn(driver.run());
         let mappable = portmap::mappable(socket.local_addresses()).filter(|_| self.port_mapping);
         let mapper = mappable.map(|local| PortMapper::start(local, self.port_mapping_lease, events.clone()));
@@ -195,6 +195,7 @@ impl Builder {
                 online,
                 alive,
                 task,
+                port_mapped,
                 mapper: std::sync::Mutex::new(mapper),
             }),
         })
@@ -244,6 +245,7 @@ struct Inner {
     /// Has receivers while the driver lives, and until its streams have said goodbye.
     alive: watch::Sender<()>,
     task: tokio::task::JoinHandle<()>,
+    port_mapped: watch::Receiver<Option<Mapped>>,
     /// Until the endpoint is closed.
     mapper: std::sync::Mutex<Option<PortMapper>>,
 }
@@ -296,6 +298,14 @@ impl Endpoint {
             },
             Err(_) => Err(OnlineError::Closed),
         }
+    }
+
+    /// Waits until the router lets in what comes to a port of its own, and tells where ([`Builder::port_mapping`]). Many routers never do: a
+    /// mapping is a chance for peers behind difficult NATs, nothing to wait for without a limit. `None` when the endpoint is closed.
+    pub async fn port_mapped(&self) -> Option<Mapped> {
+        let mut port_mapped = self.inner.port_mapped.clone();
+        let mapped = port_mapped.wait_for(Option::is_some).await;
+        mapped.ok().and_then(|mapped| *mapped)
     }
 
     /// Opens a session with the peer that holds the key `target`.

@@ -45,6 +45,7 @@ pub mod identity;
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};
 pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
+pub use portmap::{Mapped, Protocol as PortMappingProtocol};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
 pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};

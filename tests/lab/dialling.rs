@@ -48,7 +48,7 @@ pub(crate) async fn endpoint(address: String) -> anyhow::Result<Endpoint> {
     Ok(endpoint)
 }
 
-async fn until_direct(session: &Session) -> anyhow::Result<()> {
+pub(crate) async fn until_direct(session: &Session) -> anyhow::Result<()> {
     let mut changes = session.path_changes();
     loop {
         let next = futures_util::StreamExt::next(&mut changes);

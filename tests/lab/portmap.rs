@@ -10,9 +10,9 @@ use end_to_end::world::{SITE_DELAY, World};
 use libtest_mimic::Trial;
 use netsim::{Host, PortMapped, PortMapping, RouterKind, Site, SiteConfig};
 use nix::sys::signal::Signal;
-use peer::Endpoint;
+use peer::{Endpoint, Path, Rung};
 
-use crate::dialling::{on, runtime};
+use crate::dialling::{on, runtime, until_direct};
 use crate::trial;
 
 const PROTOCOLS: [(&str, PortMapping); 4] = [
@@ -37,9 +37,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trials.push(trial(format!("portmap::removed_at_the_end_by_{name}"), move || {
             removed_at_the_end(offered)
         }));
-        trials.push(trial(format!("portmap::what_others_have_stays_with_{name}"), move || {
-            others_stay(offered)
-        }));
+        // The other program asks by UPnP or NAT-PMP.
+        if offered.upnp || offered.nat_pmp {
+            let name = format!("portmap::what_others_have_stays_with_{name}");
+            trials.push(trial(name, move || others_stay(offered)));
+        }
     }
     for (name, offered) in [("upnp", PortMapping::UPNP), ("nat-pmp", PortMapping::NAT_PMP)] {
         trials.push(trial(format!("portmap::made_again_after_a_restart_by_{name}"), move || {
@@ -94,6 +96,24 @@ fn becomes_direct(offered: PortMapping, dialler_maps: bool) -> anyhow::Result<()
     if !dialler_maps {
         until(&mapping, PATIENCE, one)?;
     }
+    if dialler_maps {
+        // A dialler that is mapped before it dials.
+        let (server, target) = (world.address.parse()?, id.parse()?);
+        let path = on(&runtime(&dialler.host(0))?, async move {
+            let endpoint = Endpoint::builder().server(server).bind().await?;
+            endpoint.online().await?;
+            endpoint.port_mapped().await.context("a mapping")?;
+            let session = endpoint.connect(target).await?;
+            until_direct(&session).await?;
+            let path = session.path().context("a path")?;
+            endpoint.close().await;
+            Ok(path)
+        })?;
+        ensure!(matches!(path, Path::Direct { rung: Rung::PortMapped, .. }), "{path:?}");
+        let left = mappings(&mapping)?;
+        ensure!(left.is_empty(), "{left:?}");
+        return Ok(());
+    }
     let mut peer = world.peer(&dialler.host(0), "a", &["connect", &id])?;
     let _stdin = peer.stdin()?;
     let path = peer.event(|event| event["path"] == "direct", PATIENCE)?;
@@ -131,15 +151,26 @@ fn map_by_nat_pmp(host: &Host, port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same by UPnP, and by another program than ours.
+fn map_by_upnp(host: &Host, port: u16) -> anyhow::Result<()> {
+    let inside = SocketAddr::from((host.ipv4(), 6000));
+    on(&runtime(host)?, async move {
+        let gateway = igd_next::aio::tokio::search_gateway(igd_next::SearchOptions::default()).await?;
+        gateway.add_port(igd_next::PortMappingProtocol::UDP, port, inside, 600, "another program").await?;
+        Ok(())
+    })
+}
+
 /// The port that we would like is another host's; or another program's of our own host.
 fn others_stay(offered: PortMapping) -> anyhow::Result<()> {
     const PORT: u16 = 5000;
     for owner in [1, 0] {
         let mut world = World::new(1)?;
-        // The owner asks by NAT-PMP, whatever we ask by.
-        let both = PortMapping { nat_pmp: true, ..offered };
-        let site = world.lab.add_site("a", mapping_site(RouterKind::Apdm, both).hosts(2))?;
-        map_by_nat_pmp(&site.host(owner), PORT)?;
+        let site = world.lab.add_site("a", mapping_site(RouterKind::Apdm, offered).hosts(2))?;
+        match offered.upnp {
+            true => map_by_upnp(&site.host(owner), PORT)?,
+            false => map_by_nat_pmp(&site.host(owner), PORT)?,
+        }
         let theirs = mappings(&site)?;
         ensure!(one(&theirs) && theirs[0].port == PORT, "{theirs:?}");
         let (address, host) = (world.address.clone(), site.host(0));

@@ -39,7 +39,6 @@ use std::time::{Duration, Instant};
 
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, RendezvousAddress};
 
-pub use crate::portmap::{Mapped, Protocol};
 pub use diagnosis::{Diagnosis, Family, PortMapping, Reach, Translators};
 pub use finding::{Allocation, FamilyFinding, Filtering, Mapping};
 pub use lifetime::BindingLifetime;

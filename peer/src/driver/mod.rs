@@ -19,7 +19,7 @@ mod servers;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ use crate::endpoint::ConnectError;
 use crate::explain::Explanation;
 use crate::keep_alive::Measurement;
 use crate::link::{Reached, Registering};
+use crate::portmap::Mapped;
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
@@ -90,7 +91,7 @@ pub(crate) enum Event {
     /// What is known of how long bindings live has grown.
     LifetimeLearnt { server: usize, measurement: Measurement, lifetime: BindingLifetime },
     /// The router takes packets for us at this address, or at none any more.
-    PortMapped { external: Option<SocketAddrV4> },
+    PortMapped { mapped: Option<Mapped> },
     /// Say why a remote's path is what it is.
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
     /// Close everything.
@@ -122,7 +123,7 @@ pub(crate) struct Driver {
     instance: u64,
     servers: Vec<Server>,
     /// Where our router takes packets for us, because we have asked it to.
-    port_mapped: Option<SocketAddrV4>,
+    port_mapped: watch::Sender<Option<Mapped>>,
     remotes: BTreeMap<Key, RemoteState>,
     /// Which remote an agent's ufrag belongs to.
     ufrags: BTreeMap<String, Key>,
@@ -168,7 +169,7 @@ impl Driver {
             alive,
             instance: rand::rng().random(),
             servers: Vec::new(),
-            port_mapped: None,
+            port_mapped: watch::Sender::new(None),
             remotes: BTreeMap::new(),
             ufrags: BTreeMap::new(),
             knocked,
@@ -195,6 +196,10 @@ impl Driver {
 
     pub(crate) fn events(&self) -> mpsc::Sender<Event> {
         self.events_tx.clone()
+    }
+
+    pub(crate) fn port_mapped(&self) -> watch::Receiver<Option<Mapped>> {
+        self.port_mapped.subscribe()
     }
 
     /// Runs until shut down or aborted.
@@ -245,8 +250,8 @@ impl Driver {
             Event::LifetimeLearnt { server, measurement, lifetime } => {
                 self.lifetime_learnt(server, measurement, lifetime, now);
             }
-            Event::PortMapped { external } => {
-                self.port_mapped = external;
+            Event::PortMapped { mapped } => {
+                self.port_mapped.send_replace(mapped);
                 self.upload_changes();
             }
             Event::Explain { key, reply } => {

@@ -214,7 +214,7 @@ impl Driver {
                 candidates.push(Candidate::new(CandidateKind::ServerReflexive, address, preference));
             }
         }
-        let port_mapped = self.port_mapped.map(SocketAddr::V4);
+        let port_mapped = self.port_mapped.borrow().map(|mapped| SocketAddr::V4(mapped.external));
         // At the same place as a reflexive one it is that, with less filtering.
         let new = |address: &SocketAddr| !candidates.iter().any(|candidate| candidate.address == *address);
         if let Some(address) = port_mapped.filter(new) {

@@ -170,11 +170,7 @@ async fn keep(
                 }
                 None => tracing::debug!("no port mapping any more"),
             }
-            if events
-                .send(Event::PortMapped { external: mapped.map(|mapped| mapped.external) })
-                .await
-                .is_err()
-            {
+            if events.send(Event::PortMapped { mapped }).await.is_err() {
                 break;
             }
         }
