@@ -116,8 +116,23 @@ impl PortMapper {
                 }
             }
         }
+        // It says nothing of the socket that hears searches.
+        while self.offered.upnp && !self.hears_searches().map_err(failed)? {
+            if Instant::now() > deadline {
+                return Err(ToolError::Failed { command, stderr: said, input: configuration });
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
         *running = Some(daemon);
         Ok(())
+    }
+
+    /// Whether the router has joined the group of UPnP's searches, 239.255.255.250. The kernel shows it in network byte order, as a number of this
+    /// machine's.
+    fn hears_searches(&self) -> io::Result<bool> {
+        let group = format!("{:08X}", u32::from_ne_bytes([239, 255, 255, 250]));
+        let groups = self.router.run(|| fs::read_to_string("/proc/thread-self/net/igmp"))??;
+        Ok(groups.contains(&group))
     }
 
     /// Kills the daemon without a word. Its mappings stay in force until [`start`](Self::start).

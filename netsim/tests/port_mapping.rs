@@ -135,15 +135,11 @@ fn pcp(host: &Host, wan: Ipv4Addr) -> Option<Vec<u8>> {
 /// Found as UPnP Device Architecture 1.1 has it (1.3.2), asked as WANIPConnection has it (2.4.16).
 fn upnp(host: &Host, _: Ipv4Addr) -> Option<Vec<u8>> {
     let socket: UdpSocket = udp(host, host.ipv4(), 0);
-    socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).ok()?;
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).ok()?;
     let search = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
                   ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n";
-    // Multicast is not reliable, and the answer comes at any time up to MX seconds.
-    let found = (0..4).find_map(|_| {
-        socket.send_to(search.as_bytes(), "239.255.255.250:1900").ok()?;
-        receive(&socket).ok()
-    });
-    let (found, _) = found?;
+    socket.send_to(search.as_bytes(), "239.255.255.250:1900").ok()?;
+    let (found, _) = receive(&socket).ok()?;
     let found = String::from_utf8(found).ok()?;
     let (_, location) = found.split_once("LOCATION: http://")?;
     let place: SocketAddr = location.split('/').next()?.parse().ok()?;

@@ -166,7 +166,7 @@ async fn keep(
             told = mapped;
             match mapped {
                 Some(mapped) => {
-                    tracing::debug!(protocol = %mapped.protocol, external = %mapped.external, "port mapped")
+                    tracing::debug!(protocol = %mapped.protocol, external = %mapped.external, "port mapped");
                 }
                 None => tracing::debug!("no port mapping any more"),
             }

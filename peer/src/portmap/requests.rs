@@ -26,6 +26,9 @@ const TIMES: TimeoutConfig =
 /// then has to hand out its description.
 const SEARCH: Duration = Duration::from_secs(5);
 
+/// When the searches are sent. Each is one datagram, and multicast gets lost: it should be sent more than once (UPnP Device Architecture, 1.3.2).
+const SEARCHES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_millis(1500)];
+
 /// How long it may take for all requests that make one mapping.
 const UPNP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -226,11 +229,18 @@ impl Requests {
 
 /// A UPnP gateway of the LAN; the crate takes descriptions only from the host that answered, and of a bounded size.
 async fn search(local: Ipv4Addr) -> Option<Gateway<Tokio>> {
-    let mut options = SearchOptions::default();
-    options.bind_addr = SocketAddr::from((local, 0));
-    options.timeout = Some(SEARCH);
-    options.single_search_timeout = Some(SEARCH);
-    search_gateway(options).await.inspect_err(|error| tracing::trace!(%error, "no UPnP gateway")).ok()
+    let attempts = SEARCHES.map(|after| {
+        Box::pin(async move {
+            tokio::time::sleep(after).await;
+            let mut options = SearchOptions::default();
+            options.bind_addr = SocketAddr::from((local, 0));
+            options.timeout = Some(SEARCH);
+            options.single_search_timeout = Some(SEARCH);
+            search_gateway(options).await
+        })
+    });
+    let found = futures_util::future::select_ok(attempts).await;
+    found.inspect_err(|error| tracing::trace!(%error, "no UPnP gateway")).ok().map(|(gateway, _)| gateway)
 }
 
 /// Our socket's address as a UPnP gateway knows it.
