@@ -52,15 +52,13 @@ pub struct PortMapper {
     offered: PortMapping,
     router: Namespace,
     spawner: Arc<Spawner>,
-    directory: TempDir,
     daemon: Mutex<Option<HostChild>>,
 }
 
 impl PortMapper {
     /// For a router that has its interfaces, addresses and rules. Runs nothing yet.
-    pub(crate) fn new(offered: PortMapping, router: Namespace, spawner: Arc<Spawner>) -> io::Result<Self> {
-        let directory = TempDir::new()?;
-        Ok(Self { offered, router, spawner, directory, daemon: Mutex::new(None) })
+    pub(crate) fn new(offered: PortMapping, router: Namespace, spawner: Arc<Spawner>) -> Self {
+        Self { offered, router, spawner, daemon: Mutex::new(None) }
     }
 
     /// Starts the daemon, with no mappings, in place of the one that may be running, and waits until it listens.
@@ -75,14 +73,16 @@ impl PortMapper {
         let configuration = self.configuration();
         let command = format!("{PROGRAM} -d");
         let failed = |source| ToolError::Run { command: command.clone(), source };
-        let path = self.directory.path().join("miniupnpd.conf");
+        // It reads and writes its files once, as it starts.
+        let directory = TempDir::new().map_err(failed)?;
+        let path = directory.path().join("miniupnpd.conf");
         fs::write(&path, &configuration).map_err(failed)?;
         let mut daemon = HostCommand::new(PROGRAM.as_ref(), self.router.clone(), Arc::clone(&self.spawner))
             .arg("-d")
             .arg("-f")
             .arg(&path)
             .arg("-P")
-            .arg(self.directory.path().join("miniupnpd.pid"))
+            .arg(directory.path().join("miniupnpd.pid"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

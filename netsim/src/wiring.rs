@@ -135,7 +135,7 @@ impl Plan {
             namespace.wait_for_carrier().map_err(BuildError::Namespace)?;
         }
         let mapper = |offered| PortMapper::new(offered, routers[0].clone(), Arc::clone(&lab.spawner));
-        let port_mapper = self.config.port_mapping.map(mapper).transpose().map_err(BuildError::Process)?;
+        let port_mapper = self.config.port_mapping.map(mapper);
         if let Some(mapper) = &port_mapper {
             mapper.start()?;
         }

@@ -2,6 +2,7 @@
 //!
 //! It is begun in the background when the endpoint opens and delays nothing. What comes of it is offered as one more candidate, of kind
 //! [`PortMapped`](rendezvous_wire::candidate::CandidateKind::PortMapped).
+//! One that comes after an introduction serves the next one.
 //!
 //! - Only for IPv4, and only from a private address: elsewhere there is nothing to map.
 //! - Only where the router's own address is one of the Internet. Behind a second NAT a mapping at the first lets nobody in, so it is given back.

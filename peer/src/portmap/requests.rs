@@ -33,7 +33,7 @@ const SEARCHES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Dur
 const UPNP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Most entries of its table that are looked at.
-const MOST_ENTRIES: u32 = 256;
+const MOST_ENTRIES: u32 = 64;
 
 /// Other external ports that are tried where the one we would like is taken.
 const OTHER_PORTS: usize = 4;
