@@ -30,7 +30,6 @@ mod endpoint;
 mod explain;
 mod gather;
 mod keep_alive;
-mod reflection;
 mod resolve;
 mod session;
 mod signalling;
@@ -38,6 +37,7 @@ mod socket;
 
 pub mod doctor;
 pub mod identity;
+pub mod reflection;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};

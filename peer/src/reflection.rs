@@ -38,15 +38,18 @@ struct Probe {
 
 /// A datagram to send.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ProbeTransmit {
-    pub(crate) socket: SocketIndex,
-    pub(crate) destination: SocketAddr,
-    pub(crate) datagram: Vec<u8>,
+pub struct ProbeTransmit {
+    /// From which socket, by its owner's number.
+    pub socket: SocketIndex,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// A STUN message.
+    pub datagram: Vec<u8>,
 }
 
 /// The reflection client of one registration.
 #[derive(Debug)]
-pub(crate) struct Reflection {
+pub struct Reflection {
     registration: RegistrationId,
     key: Key,
     sequence: u64,
@@ -68,7 +71,11 @@ pub(crate) struct Reflection {
 impl Reflection {
     /// `local_port` is that of the IPv4 socket if there are destinations of IPv4; `observed` is where the server saw signalling come from. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
     /// family; asks the others only to learn mappings.
-    pub(crate) fn new(
+    ///
+    /// # Errors
+    ///
+    /// When STUN does not allow the key.
+    pub fn new(
         registration: RegistrationId,
         key: &str,
         (observed, local_port): (SocketAddr, u16),
@@ -118,18 +125,18 @@ impl Reflection {
 
     /// Whether the relay knows the registration no longer: the server has been started anew, or the lease has lapsed. The answer cannot be
     /// authenticated, but only who sees our requests can forge it.
-    pub(crate) fn is_disowned(&self) -> bool {
+    pub fn is_disowned(&self) -> bool {
         self.disowned
     }
 
     /// When [`poll_transmit`](Self::poll_transmit) has something to send next.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let signalling = self.signalling.map(|_| self.renewed + self.keep_alive);
         self.probes.iter().map(|probe| probe.next).chain(signalling).min()
     }
 
     /// The next datagram that is due.
-    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
         let bound = self.is_bound();
         let Some(probe) = self.probes.iter_mut().find(|probe| probe.next <= now) else {
             return self.renew_signalling(now);
@@ -170,12 +177,7 @@ impl Reflection {
     }
 
     /// Takes a STUN message. True when it answered one of ours.
-    pub(crate) fn handle_response(
-        &mut self,
-        source: SocketAddr,
-        message: &Received<'_>,
-        now: Instant,
-    ) -> bool {
+    pub fn handle_response(&mut self, source: SocketAddr, message: &Received<'_>, now: Instant) -> bool {
         let transaction = message.transaction();
         let Some(probe) = self
             .probes
@@ -201,12 +203,12 @@ impl Reflection {
     }
 
     /// Whether the relay has answered a bind request: datagrams for us will come through.
-    pub(crate) fn is_bound(&self) -> bool {
+    pub fn is_bound(&self) -> bool {
         self.probes.iter().any(|probe| probe.bind && probe.mapped.is_some())
     }
 
     /// Bound, and the mapping is known as well as it will soon be: every destination has answered, or has let a first request go unanswered.
-    pub(crate) fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         let known = |probe: &Probe| {
             probe.mapped.is_some() || probe.outstanding.len() > 1 || probe.unanswered_rounds > 0
         };
@@ -214,12 +216,12 @@ impl Reflection {
     }
 
     /// Where it asks.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
         self.probes.iter().map(|probe| probe.destination)
     }
 
     /// The sockets' mapped addresses, each once.
-    pub(crate) fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
+    pub fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
         let mut all: Vec<_> =
             self.probes.iter().filter_map(|probe| Some((probe.socket, probe.mapped?))).collect();
         all.sort_unstable();
@@ -229,7 +231,7 @@ impl Reflection {
 
     /// The NAT's mapping behaviour, from at least two destinations seen by one socket. IPv4 speaks for the whole when it is
     /// there: IPv6 is hardly ever translated.
-    pub(crate) fn mapping(&self) -> Mapping {
+    pub fn mapping(&self) -> Mapping {
         let mut seen: BTreeMap<(bool, SocketIndex), Vec<SocketAddr>> = BTreeMap::new();
         for (index, probe) in self.probes.iter().enumerate() {
             if let Some(mapped) = probe.mapped {

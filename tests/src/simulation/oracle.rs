@@ -1,0 +1,135 @@
+//! Whether two peers can have a direct path, from where they are alone: RFC 4787's definitions, and no line of the agent's.
+
+use std::time::Duration;
+
+use netsim::{Egress, Filtering, Mapping, PortAllocation, Router};
+
+use super::scenario::{Peer, Scenario, Site};
+
+/// What is to be expected of two peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// A direct path, by plain or primed checks.
+    Plain,
+    /// A direct path, once the ports of one side or both are foretold.
+    Predicted,
+    /// A direct path if a probe meets a mapping.
+    Chance,
+    /// No direct path.
+    Never,
+    /// No session: one side's network blocks UDP.
+    NoSession,
+}
+
+impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 5] = [Self::Plain, Self::Predicted, Self::Chance, Self::Never, Self::NoSession];
+
+    /// A short name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Predicted => "predicted",
+            Self::Chance => "by chance",
+            Self::Never => "never",
+            Self::NoSession => "no session",
+        }
+    }
+}
+
+/// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
+pub const BIRTHDAY: (i32, i32) = (256, 1000);
+
+/// The probability that one birthday attempt succeeds: 1 - (1 - M/64512)^N. The first probes leave while the last sockets are not yet
+/// open, so there is a range.
+pub fn birthday() -> (f64, f64) {
+    let (sockets, probes) = BIRTHDAY;
+    let chance = |probes: i32| 1.0 - (1.0 - f64::from(sockets) / 64_512.0).powi(probes);
+    // 256 sockets open in a quarter of a second, in which 64 probes leave; and the two sides begin up to a round trip apart.
+    (chance(probes * 17 / 20), chance(probes))
+}
+
+/// How long a peer's keep-alive lets a binding go without a packet.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What a chain of routers does to a host behind it.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    /// `None`: every destination sees the same port.
+    allocation: Option<PortAllocation>,
+    filtering: Filtering,
+    /// The mapping that a server sees is still there, and still the same, when the other side makes use of it.
+    lasting: bool,
+}
+
+fn behind(routers: &[Router]) -> Behind {
+    let strictness = |filtering: &Filtering| match filtering {
+        Filtering::EndpointIndependent => 0,
+        Filtering::AddressDependent => 1,
+        _ => 2,
+    };
+    let dependent = |router: &&Router| router.mapping == Some(Mapping::AddressAndPortDependent);
+    let filterings = routers.iter().filter_map(|router| router.filtering);
+    let lasts = |router: &Router| router.binding_lifetime.is_none_or(|lifetime| lifetime > KEEP_ALIVE);
+    Behind {
+        allocation: routers.iter().find(dependent).map(|router| router.allocation),
+        filtering: filterings.max_by_key(strictness).unwrap_or(Filtering::EndpointIndependent),
+        lasting: routers.iter().all(lasts),
+    }
+}
+
+/// Two peers of a scenario.
+pub fn verdict(scenario: &Scenario, one: usize, other: usize) -> Verdict {
+    let [one, other] = [one, other].map(|index| &scenario.peers[index]);
+    let [here, there] = [one, other].map(|peer: &Peer| &scenario.sites[peer.site]);
+    let blocked = |site: &Site| site.routers.iter().any(|router| router.egress == Egress::Web);
+    if blocked(here) || blocked(there) {
+        return Verdict::NoSession;
+    }
+    let same_lan = one.site == other.site;
+    // Routed, and let in by a stateful firewall to which both sides have sent.
+    let ipv6 = here.ipv6 && there.ipv6;
+    if same_lan || ipv6 {
+        return Verdict::Plain;
+    }
+    let carrier = |index: usize| scenario.sites[index].behind.unwrap_or(index);
+    let same_carrier = carrier(one.site) == carrier(other.site);
+    if same_carrier && !here.routers[1].hairpin {
+        // Each knows the other at the carrier's outside only.
+        return Verdict::Never;
+    }
+    over_the_internet(behind(&here.routers), behind(&there.routers))
+}
+
+fn over_the_internet(one: Behind, other: Behind) -> Verdict {
+    match (one.allocation, other.allocation) {
+        (None, None) => Verdict::Plain,
+        (Some(_), None) => hard_and_easy(one, other),
+        (None, Some(_)) => hard_and_easy(other, one),
+        (Some(ours), Some(theirs)) => {
+            let open = |side: Behind| side.filtering == Filtering::EndpointIndependent && side.lasting;
+            let foretold = |allocation| allocation != PortAllocation::Random;
+            if open(one) || open(other) {
+                // At the mapping that a server sees, whoever sends there.
+                Verdict::Plain
+            } else if foretold(ours) && foretold(theirs) {
+                Verdict::Predicted
+            } else {
+                Verdict::Never
+            }
+        }
+    }
+}
+
+/// The hard side's mapping depends on the destination, the easy side's does not.
+fn hard_and_easy(hard: Behind, easy: Behind) -> Verdict {
+    let open = hard.filtering == Filtering::EndpointIndependent && hard.lasting;
+    if open || easy.filtering != Filtering::AddressAndPortDependent {
+        // The hard side's packet is let in from a port that nobody has heard of, and shows it.
+        Verdict::Plain
+    } else if hard.allocation == Some(PortAllocation::Random) {
+        Verdict::Chance
+    } else {
+        Verdict::Predicted
+    }
+}

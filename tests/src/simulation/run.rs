@@ -1,0 +1,347 @@
+//! One run: a network, its peers, and what became of their dials.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use netsim::model::{Network, What};
+use peer_agent::Rung;
+
+use super::oracle::{self, Verdict};
+use super::peer::Peer;
+use super::scenario::{Options, Scenario};
+use super::server::{SIGNALLING, Server};
+
+/// Peers that are not online by then will not be.
+const ONLINE: Duration = Duration::from_secs(60);
+
+/// How long two peers look for a path from their introduction on: three birthday attempts and all meetings.
+const SEARCH: Duration = Duration::from_secs(150);
+
+/// The same, where there is none to be found: several rounds of everything.
+const VAIN_SEARCH: Duration = Duration::from_secs(45);
+
+/// How often the two say something over the paths that they have selected.
+const DATA_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often it is looked whether all is over.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What became of a pair.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// Both have selected paths that are two ends of one, and data went over it both ways.
+    Direct {
+        /// What led to it, as the two sides see it.
+        rungs: [Rung; 2],
+        /// From the introduction of whoever heard of it first until both had selected.
+        after: Duration,
+    },
+    /// Data went over the relay both ways, and nowhere else.
+    Relayed,
+    /// There was no introduction.
+    NoSession,
+}
+
+impl Outcome {
+    /// A short name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Direct { rungs, .. } => rungs.iter().max().map_or("direct", |rung| rung.name()),
+            Self::Relayed => "relayed",
+            Self::NoSession => "no session",
+        }
+    }
+}
+
+/// Two peers and what was expected of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pair {
+    /// By their places in the scenario.
+    pub peers: (usize, usize),
+    /// What is possible.
+    pub verdict: Verdict,
+    /// What happened.
+    pub outcome: Outcome,
+    /// How long one heard of the introduction after the other.
+    pub apart: Duration,
+}
+
+impl Pair {
+    /// Whether what happened is what had to. By chance, both a path and none may be.
+    pub fn agrees(&self) -> bool {
+        match self.verdict {
+            Verdict::Plain | Verdict::Predicted => matches!(self.outcome, Outcome::Direct { .. }),
+            Verdict::Chance => self.outcome != Outcome::NoSession,
+            Verdict::Never => self.outcome == Outcome::Relayed,
+            Verdict::NoSession => self.outcome == Outcome::NoSession,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its seed.
+    pub seed: u64,
+    /// Every two peers of which one has dialled the other.
+    pub pairs: Vec<Pair>,
+    /// What must never happen, and did.
+    pub violations: Vec<String>,
+}
+
+impl Run {
+    /// Whether all is as it has to be.
+    pub fn agrees(&self) -> bool {
+        self.violations.is_empty() && self.pairs.iter().all(Pair::agrees)
+    }
+}
+
+/// Whom to tell what happens.
+pub type Trace = Box<dyn FnMut(&str)>;
+
+/// The run of this seed.
+pub fn run(seed: u64, options: &Options, origin: Instant, trace: Option<Trace>) -> Run {
+    let scenario = Scenario::new(seed, options);
+    let mut world = World::new(&scenario, origin, trace);
+    world.go_online();
+    world.dial();
+    world.search()
+}
+
+/// A pair on its way.
+#[derive(Debug)]
+struct Search {
+    peers: (usize, usize),
+    verdict: Verdict,
+    selected_at: Option<Instant>,
+    /// Of the data sent last.
+    mark: u32,
+    next_data: Option<Instant>,
+    outcome: Option<Outcome>,
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    origin: Instant,
+    network: Network,
+    server: Server,
+    peers: Vec<Peer>,
+}
+
+impl<'a> World<'a> {
+    fn new(scenario: &'a Scenario, origin: Instant, trace: Option<Trace>) -> Self {
+        let mut network = Network::new(scenario.seed, origin);
+        if let Some(trace) = trace {
+            observe(&mut network, origin, trace);
+        }
+        let host = network.add_server();
+        let mut sites = Vec::new();
+        for site in &scenario.sites {
+            let id = match site.behind {
+                None => network.add_site(&site.config()),
+                Some(other) => network.add_site_behind(sites[other], &site.config()),
+            };
+            sites.push(id);
+        }
+        let server = Server::new(host, &mut network, scenario.seed);
+        let address = SocketAddr::new(network.addresses(host)[0], SIGNALLING);
+        let peers = scenario.peers.iter().zip(1..).map(|(at, number)| {
+            let host = network.host(sites[at.site], at.host);
+            let seed = scenario.seed.wrapping_mul(31).wrapping_add(number);
+            let mut peer = Peer::new(number, host, address, seed, &mut network, origin + at.start);
+            peer.skew = at.skew;
+            peer
+        });
+        let peers = peers.collect();
+        Self { scenario, origin, network, server, peers }
+    }
+
+    fn go_online(&mut self) {
+        while self.network.now() < self.origin + ONLINE && !self.peers.iter().all(Peer::is_online) {
+            self.advance(self.network.now() + LOOK);
+        }
+    }
+
+    /// Every dial, in the order of their times.
+    fn dial(&mut self) {
+        let online = self.network.now();
+        let mut dials = self.scenario.dials.clone();
+        dials.sort_by_key(|(.., at)| *at);
+        for (from, to, at) in dials {
+            self.advance(online + at);
+            if self.peers[from].is_online() && self.peers[to].is_online() {
+                let target = self.peers[to].id();
+                let now = self.network.now();
+                self.peers[from].dial(target, &mut self.network, now);
+            }
+        }
+    }
+
+    fn search(mut self) -> Run {
+        let mut pairs: Vec<(usize, usize)> =
+            self.scenario.dials.iter().map(|(from, to, _)| (*from.min(to), *from.max(to))).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        let mut searches: Vec<Search> = pairs
+            .into_iter()
+            .map(|peers| Search {
+                peers,
+                verdict: oracle::verdict(self.scenario, peers.0, peers.1),
+                selected_at: None,
+                mark: 0,
+                next_data: None,
+                outcome: None,
+            })
+            .collect();
+        let begun = self.network.now();
+        let vain = searches.iter().all(|it| matches!(it.verdict, Verdict::Never | Verdict::NoSession));
+        let end = begun + if vain { VAIN_SEARCH } else { SEARCH };
+        let registered = self.peers.iter().any(Peer::is_online);
+        while registered && self.network.now() < end && searches.iter().any(|search| search.outcome.is_none())
+        {
+            self.advance(self.network.now() + LOOK);
+            for search in &mut searches {
+                self.look(search);
+            }
+        }
+        self.finish(searches)
+    }
+
+    /// Whether two peers have selected the same path.
+    fn look(&mut self, search: &mut Search) {
+        let now = self.network.now();
+        let (one, other) = search.peers;
+        let ids = [self.peers[one].id(), self.peers[other].id()];
+        let sessions = [self.peers[one].session_with(ids[1]), self.peers[other].session_with(ids[0])];
+        let [Some(here), Some(there)] = sessions else { return };
+        let (Some((_, ours)), Some((_, theirs))) = (here.selected, there.selected) else {
+            search.selected_at = None;
+            return;
+        };
+        let since = here.since.min(there.since);
+        let selected_at = *search.selected_at.get_or_insert(now);
+        let relayed = here.relayed && there.relayed;
+        let mark = search.mark;
+        if relayed
+            && self.peers[one].has_received(ids[1], mark)
+            && self.peers[other].has_received(ids[0], mark)
+        {
+            let after = selected_at.saturating_duration_since(since);
+            search.outcome = Some(Outcome::Direct { rungs: [ours, theirs], after });
+        } else if search.next_data.is_none_or(|at| at <= now) {
+            search.next_data = Some(now + DATA_INTERVAL);
+            search.mark += 1;
+            self.peers[one].send_data(ids[1], search.mark, &mut self.network);
+            self.peers[other].send_data(ids[0], search.mark, &mut self.network);
+        }
+    }
+
+    fn finish(mut self, searches: Vec<Search>) -> Run {
+        let mut violations = std::mem::take(&mut self.server.violations);
+        for peer in &mut self.peers {
+            let number = peer.number;
+            violations
+                .extend(peer.violations.drain(..).map(|violation| format!("peer {number}: {violation}")));
+        }
+        let mut pairs = Vec::new();
+        for search in searches {
+            let (one, other) = search.peers;
+            let [here, there] = [(one, other), (other, one)]
+                .map(|(from, to)| self.peers[from].session_with(self.peers[to].id()));
+            let outcome = search.outcome.unwrap_or_else(|| match (here, there) {
+                (Some(here), Some(there)) => {
+                    if !(here.relayed && there.relayed) {
+                        violations.push("nothing came over the relay".into());
+                    }
+                    if here.selected.is_some() || there.selected.is_some() {
+                        violations.push(format!(
+                            "the two ends do not meet: {:?} and {:?}",
+                            here.selected.map(|(selected, _)| selected.path),
+                            there.selected.map(|(selected, _)| selected.path)
+                        ));
+                    }
+                    Outcome::Relayed
+                }
+                (None, None) => Outcome::NoSession,
+                _ => {
+                    violations.push("only one side was introduced".into());
+                    Outcome::NoSession
+                }
+            });
+            let apart = here.zip(there).map_or(Duration::ZERO, |(here, there)| {
+                here.since.max(there.since).saturating_duration_since(here.since.min(there.since))
+            });
+            pairs.push(Pair { peers: search.peers, verdict: search.verdict, outcome, apart });
+        }
+        Run { seed: self.scenario.seed, pairs, violations }
+    }
+
+    /// Lets everything happen until then.
+    fn advance(&mut self, until: Instant) {
+        loop {
+            let wakes = self.peers.iter().filter_map(Peer::poll_timeout).chain(self.server.poll_timeout());
+            let wake = wakes.min().map_or(until, |wake| wake.min(until));
+            if let Some(arrival) = self.network.poll(wake) {
+                let now = self.network.now();
+                let What::Packet(packet) = &arrival.what else { continue };
+                if arrival.host == self.server.host {
+                    self.server.handle(packet, &mut self.network, now);
+                } else if let Some(peer) = self.peers.iter_mut().find(|peer| peer.host == arrival.host) {
+                    peer.handle(arrival.socket, packet, &mut self.network, now);
+                }
+                continue;
+            }
+            let now = self.network.now();
+            for peer in &mut self.peers {
+                if peer.poll_timeout().is_some_and(|at| at <= now) {
+                    peer.handle_timeout(&mut self.network, now);
+                }
+            }
+            if self.server.poll_timeout().is_some_and(|at| at <= now) {
+                self.server.handle_timeout(&mut self.network, now);
+            }
+            if now >= until {
+                return;
+            }
+        }
+    }
+}
+
+/// Tells of every packet in a line.
+fn observe(network: &mut Network, origin: Instant, mut trace: Trace) {
+    let mut line = String::new();
+    network.observe(move |step| {
+        line.clear();
+        let packet = step.packet;
+        let at = step.at.saturating_duration_since(origin).as_secs_f64();
+        let _ = write!(
+            line,
+            "{at:10.6} {:<28} {:<16} {} -> {} ttl {} {}",
+            step.place,
+            step.what,
+            packet.source,
+            packet.destination,
+            packet.ttl,
+            describe(&packet.payload)
+        );
+        trace(&line);
+    });
+}
+
+/// What a datagram is, in a few words.
+fn describe(payload: &[u8]) -> String {
+    use rendezvous_wire::demux::{Protocol, classify};
+    use rendezvous_wire::stun::Received;
+    match classify(payload) {
+        Protocol::Stun => Received::parse(payload).map_or("STUN?".into(), |message| {
+            let nominates = if message.use_candidate() { " USE-CANDIDATE" } else { "" };
+            let user = message.username().unwrap_or_default();
+            format!("STUN {:?} {:?}{nominates} {user}", message.class(), message.transaction())
+        }),
+        Protocol::Relay => "relay frame".into(),
+        Protocol::Quic if payload[0] == 0x41 => "data".into(),
+        Protocol::Quic => "signalling".into(),
+        Protocol::Unknown => "?".into(),
+    }
+}

@@ -1,0 +1,219 @@
+//! Many runs: counted by what was expected and what came of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::oracle::{self, Verdict};
+use super::run::{Outcome, Pair, Run, run};
+use super::scenario::Options;
+
+/// What can come of a pair, in the order of the table.
+const OUTCOMES: [&str; 6] = ["plain", "primed", "predicted", "birthday", "relayed", "no session"];
+
+/// Introductions that reach both sides within this time begin their birthday attempts together.
+const TOGETHER: Duration = Duration::from_millis(300);
+
+/// The first birthday attempt is over by then.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(8);
+
+/// The share of pairs that must agree when packets are lost; at no loss, all must.
+const LEAST_AGREEING: f64 = 0.999;
+
+/// How many standard deviations a share may be off: with 4, one tally in 16,000 fails by chance.
+const DEVIATIONS: f64 = 4.0;
+
+/// A run that is not as it has to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Disagreement {
+    /// Its seed.
+    pub seed: u64,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// What came of many runs.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Runs.
+    pub runs: u64,
+    /// Pairs by verdict and outcome.
+    pub cells: BTreeMap<(Verdict, &'static str), u64>,
+    /// How long it took until both sides had selected, by verdict.
+    pub times: BTreeMap<Verdict, Vec<Duration>>,
+    /// Pairs that can only meet by chance and began together: all, and those that met in the first attempt.
+    pub first_attempts: (u64, u64),
+    /// Runs that are not as they have to be, by seed.
+    pub disagreements: Vec<Disagreement>,
+}
+
+impl Tally {
+    /// Runs `count` seeds from `first` on, on so many threads. `progress` hears how many are done, now and then.
+    pub fn of(first: u64, count: u64, options: &Options, jobs: usize, progress: impl Fn(u64) + Sync) -> Self {
+        let next = AtomicU64::new(0);
+        let done = AtomicU64::new(0);
+        let total = Mutex::new(Self::default());
+        let origin = Instant::now();
+        let work = || {
+            let mut own = Self::default();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    break;
+                }
+                own.add_seed(first.wrapping_add(index), options, origin);
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            }
+            if let Ok(mut total) = total.lock() {
+                total.merge(own);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.max(1) {
+                scope.spawn(work);
+            }
+        });
+        let mut total = total.into_inner().unwrap_or_default();
+        total.disagreements.sort_by_key(|disagreement| disagreement.seed);
+        total.times.values_mut().for_each(|times| times.sort_unstable());
+        total
+    }
+
+    fn add_seed(&mut self, seed: u64, options: &Options, origin: Instant) {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, options, origin, None))) {
+            Ok(run) => self.add(&run),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+                self.runs += 1;
+                self.disagreements.push(Disagreement { seed, why: format!("panicked: {text}") });
+            }
+        }
+    }
+
+    fn add(&mut self, run: &Run) {
+        self.runs += 1;
+        for pair in &run.pairs {
+            *self.cells.entry((pair.verdict, pair.outcome.name())).or_default() += 1;
+            if let Outcome::Direct { after, .. } = pair.outcome {
+                self.times.entry(pair.verdict).or_default().push(after);
+            }
+        }
+        if let [pair] = &run.pairs[..]
+            && pair.verdict == Verdict::Chance
+            && pair.apart < TOGETHER
+        {
+            self.first_attempts.0 += 1;
+            let met = matches!(pair.outcome, Outcome::Direct { after, .. } if after < FIRST_ATTEMPT);
+            self.first_attempts.1 += u64::from(met);
+        }
+        if !run.agrees() {
+            self.disagreements.push(Disagreement { seed: run.seed, why: why(run) });
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.runs += other.runs;
+        for (cell, count) in other.cells {
+            *self.cells.entry(cell).or_default() += count;
+        }
+        for (verdict, times) in other.times {
+            self.times.entry(verdict).or_default().extend(times);
+        }
+        self.first_attempts.0 += other.first_attempts.0;
+        self.first_attempts.1 += other.first_attempts.1;
+        self.disagreements.extend(other.disagreements);
+    }
+
+    /// Why the whole is not as it has to be, if it is not.
+    ///
+    /// # Errors
+    ///
+    /// In words.
+    pub fn check(&self, options: &Options) -> Result<(), String> {
+        let agreeing = 1.0 - self.disagreements.len() as f64 / self.runs.max(1) as f64;
+        let least = if options.loss == 0.0 { 1.0 } else { LEAST_AGREEING };
+        if agreeing < least {
+            return Err(format!("{:.3} % of runs agree, {:.1} % have to", agreeing * 100.0, least * 100.0));
+        }
+        let (all, met) = self.first_attempts;
+        let (least, most) = oracle::birthday();
+        let n = all as f64;
+        let slack = |share: f64| DEVIATIONS * (n * share * (1.0 - share)).sqrt() + 1.0;
+        let (low, high) = (n * least - slack(least), n * most + slack(most));
+        // Lost knocks and probes only lower it.
+        let low = if options.loss == 0.0 { low } else { low * (1.0 - options.loss).powi(4) };
+        if all > 0 && !(low..=high).contains(&(met as f64)) {
+            return Err(format!("{met} of {all} first birthday attempts met; {low:.0} to {high:.0} have to"));
+        }
+        Ok(())
+    }
+
+    /// A table for people.
+    pub fn table(&self) -> String {
+        let mut text = format!("{:<12}{:>9}", "expected", "pairs");
+        for outcome in OUTCOMES {
+            let _ = write!(text, "{outcome:>12}");
+        }
+        let _ = writeln!(text, "{:>12}{:>12}", "median", "99 %");
+        for verdict in Verdict::ALL {
+            let count = |outcome| self.cells.get(&(verdict, outcome)).copied().unwrap_or(0);
+            let pairs: u64 = OUTCOMES.iter().map(|outcome| count(outcome)).sum();
+            let _ = write!(text, "{:<12}{pairs:>9}", verdict.name());
+            for outcome in OUTCOMES {
+                let _ = match count(outcome) {
+                    0 => write!(text, "{:>12}", "-"),
+                    count => write!(text, "{count:>12}"),
+                };
+            }
+            let times = self.times.get(&verdict).map_or(&[][..], Vec::as_slice);
+            let at = |share: f64| {
+                let place = (times.len() as f64 * share) as usize;
+                times.get(place).map_or("-".into(), |time| format!("{:.0} ms", time.as_secs_f64() * 1e3))
+            };
+            let _ = writeln!(text, "{:>12}{:>12}", at(0.5), at(0.99));
+        }
+        let (all, met) = self.first_attempts;
+        let (least, most) = oracle::birthday();
+        let share = met as f64 / all.max(1) as f64 * 100.0;
+        let _ = writeln!(
+            text,
+            "first birthday attempts: {met} of {all} met ({share:.1} %, by the formula {:.1} to {:.1} %)",
+            least * 100.0,
+            most * 100.0
+        );
+        let _ = write!(text, "{} of {} runs disagree", self.disagreements.len(), self.runs);
+        text
+    }
+
+    /// The same for programs.
+    pub fn json(&self, options: &Options) -> Value {
+        let cells = self.cells.iter().map(|((verdict, outcome), count)| {
+            json!({ "expected": verdict.name(), "outcome": outcome, "pairs": count })
+        });
+        let disagreements = self.disagreements.iter().map(|it| json!({ "seed": it.seed, "why": it.why }));
+        json!({
+            "runs": self.runs,
+            "loss": options.loss,
+            "cells": cells.collect::<Vec<_>>(),
+            "first_birthday_attempts": { "all": self.first_attempts.0, "met": self.first_attempts.1 },
+            "disagreements": disagreements.collect::<Vec<_>>(),
+            "failure": self.check(options).err(),
+        })
+    }
+}
+
+fn why(run: &Run) -> String {
+    let wrong = run.pairs.iter().filter(|pair| !pair.agrees()).map(|pair: &Pair| {
+        let (one, other) = pair.peers;
+        let (expected, outcome) = (pair.verdict.name(), pair.outcome.name());
+        format!("peers {} and {}: expected {expected}, found {outcome}", one + 1, other + 1)
+    });
+    let all: Vec<String> = wrong.chain(run.violations.iter().cloned()).collect();
+    all.join("; ")
+}
