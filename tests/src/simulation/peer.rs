@@ -132,8 +132,11 @@ impl Peer {
         self.sessions.iter().find(|session| session.other == other)
     }
 
-    /// Asks for an introduction.
+    /// Asks for an introduction, unless there is one.
     pub(super) fn dial(&mut self, target: PeerId, network: &mut Network, now: Instant) {
+        if self.session_with(target).is_some() {
+            return;
+        }
         self.dialling = Some(target);
         let request = RequestId(self.random.random());
         let first_flight = vec![flight(self.number)];
