@@ -1,6 +1,6 @@
 //! A peer over the model: what the driver of `peer` does, without QUIC, tasks and sockets of the system.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -75,7 +75,8 @@ pub(super) struct Peer {
     registration: Option<RegistrationId>,
     reflection: Option<Reflection>,
     uploaded: Option<Register>,
-    dialling: Option<PeerId>,
+    /// Whom it has asked for.
+    dialling: BTreeSet<PeerId>,
     budget: Budget,
     random: StdRng,
 }
@@ -109,7 +110,7 @@ impl Peer {
             registration: None,
             reflection: None,
             uploaded: None,
-            dialling: None,
+            dialling: BTreeSet::new(),
             budget: Budget::default(),
             random: StdRng::seed_from_u64(seed),
         }
@@ -137,7 +138,7 @@ impl Peer {
         if self.session_with(target).is_some() {
             return;
         }
-        self.dialling = Some(target);
+        self.dialling.insert(target);
         let request = RequestId(self.random.random());
         let first_flight = vec![flight(self.number)];
         self.request(&Request::Introduce(Introduce { request, target, first_flight }), network, now);
@@ -359,14 +360,14 @@ impl Peer {
             if introduction.first_flight.iter().map(Vec::len).sum::<usize>() != FLIGHT {
                 self.violations.push("the first flight was lost".into());
             }
-            if self.dialling == Some(other) {
+            if self.dialling.contains(&other) {
                 if self.id() < other {
                     // Both dial at once: the smaller id's session is kept, on both sides.
                     return;
                 }
                 self.close(other, network, now);
             }
-        } else if self.dialling != Some(other) {
+        } else if !self.dialling.contains(&other) {
             // It has yielded to the other side's.
             let request = Request::Close(introduction.introduction);
             self.request(&request, network, now);
@@ -415,7 +416,7 @@ impl Peer {
 
     /// Ours is given up for the other side's.
     fn close(&mut self, other: PeerId, network: &mut Network, now: Instant) {
-        self.dialling = None;
+        self.dialling.remove(&other);
         if let Some(session) = self.session_with(other) {
             let request = Request::Close(session.introduction);
             self.request(&request, network, now);

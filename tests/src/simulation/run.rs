@@ -47,7 +47,8 @@ impl Outcome {
     /// A short name.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Direct { rungs, .. } => rungs.iter().max().map_or("direct", |rung| rung.name()),
+            // A side that has probed takes a slow plain check for a find of its own.
+            Self::Direct { rungs, .. } => rungs.iter().min().map_or("direct", |rung| rung.name()),
             Self::Relayed => "relayed",
             Self::NoSession => "no session",
         }
