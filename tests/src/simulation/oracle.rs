@@ -1,7 +1,5 @@
 //! Whether two peers can have a direct path, from where they are alone: RFC 4787's definitions, and no line of the agent's.
 
-use std::time::Duration;
-
 use netsim::{Egress, Filtering, Mapping, PortAllocation, Router};
 
 use super::scenario::{Peer, Scenario, Site};
@@ -49,17 +47,12 @@ pub fn birthday() -> (f64, f64) {
     (chance(probes * 17 / 20), chance(probes))
 }
 
-/// How long a peer's keep-alive lets a binding go without a packet.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
 /// What a chain of routers does to a host behind it.
 #[derive(Debug, Clone, Copy)]
 struct Behind {
     /// `None`: every destination sees the same port.
     allocation: Option<PortAllocation>,
     filtering: Filtering,
-    /// The mapping that a server sees is still there, and still the same, when the other side makes use of it.
-    lasting: bool,
 }
 
 fn behind(routers: &[Router]) -> Behind {
@@ -70,11 +63,9 @@ fn behind(routers: &[Router]) -> Behind {
     };
     let dependent = |router: &&Router| router.mapping == Some(Mapping::AddressAndPortDependent);
     let filterings = routers.iter().filter_map(|router| router.filtering);
-    let lasts = |router: &Router| router.binding_lifetime.is_none_or(|lifetime| lifetime > KEEP_ALIVE);
     Behind {
         allocation: routers.iter().find(dependent).map(|router| router.allocation),
         filtering: filterings.max_by_key(strictness).unwrap_or(Filtering::EndpointIndependent),
-        lasting: routers.iter().all(lasts),
     }
 }
 
@@ -107,7 +98,7 @@ fn over_the_internet(one: Behind, other: Behind) -> Verdict {
         (Some(_), None) => hard_and_easy(one, other),
         (None, Some(_)) => hard_and_easy(other, one),
         (Some(ours), Some(theirs)) => {
-            let open = |side: Behind| side.filtering == Filtering::EndpointIndependent && side.lasting;
+            let open = |side: Behind| side.filtering == Filtering::EndpointIndependent;
             let foretold = |allocation| allocation != PortAllocation::Random;
             if open(one) || open(other) {
                 // At the mapping that a server sees, whoever sends there.
@@ -123,7 +114,7 @@ fn over_the_internet(one: Behind, other: Behind) -> Verdict {
 
 /// The hard side's mapping depends on the destination, the easy side's does not.
 fn hard_and_easy(hard: Behind, easy: Behind) -> Verdict {
-    let open = hard.filtering == Filtering::EndpointIndependent && hard.lasting;
+    let open = hard.filtering == Filtering::EndpointIndependent;
     if open || easy.filtering != Filtering::AddressAndPortDependent {
         // The hard side's packet is let in from a port that nobody has heard of, and shows it.
         Verdict::Plain
