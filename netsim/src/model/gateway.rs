@@ -161,9 +161,12 @@ impl Gateway {
             if packet.ttl <= 1 {
                 return Some(Verdict::Expired);
             }
-            let onward = Tuple { destination: inside, ..tuple };
-            if self.is_full(now) || !self.conntrack.insert(tuple, onward.inverse(), now) {
-                return Some(Verdict::Drop);
+            // What goes back is a flow of this one, except where each destination has a mapping of its own: filtering lets a packet in, and makes none.
+            if self.router.mapping == Some(Mapping::EndpointIndependent) {
+                let onward = Tuple { destination: inside, ..tuple };
+                if self.is_full(now) || !self.conntrack.insert(tuple, onward.inverse(), now) {
+                    return Some(Verdict::Drop);
+                }
             }
             inside
         };

@@ -93,32 +93,23 @@ pub fn verdict(scenario: &Scenario, one: usize, other: usize) -> Verdict {
 }
 
 fn over_the_internet(one: Behind, other: Behind) -> Verdict {
+    let foretold = |allocation| allocation != PortAllocation::Random;
     match (one.allocation, other.allocation) {
         (None, None) => Verdict::Plain,
-        (Some(_), None) => hard_and_easy(one, other),
-        (None, Some(_)) => hard_and_easy(other, one),
-        (Some(ours), Some(theirs)) => {
-            let open = |side: Behind| side.filtering == Filtering::EndpointIndependent;
-            let foretold = |allocation| allocation != PortAllocation::Random;
-            if open(one) || open(other) {
-                // At the mapping that a server sees, whoever sends there.
-                Verdict::Plain
-            } else if foretold(ours) && foretold(theirs) {
-                Verdict::Predicted
-            } else {
-                Verdict::Never
-            }
-        }
+        (Some(hard), None) => hard_and_easy(hard, other),
+        (None, Some(hard)) => hard_and_easy(hard, one),
+        // Whatever is let in: what goes back comes from a port that the other side has not sent to.
+        (Some(ours), Some(theirs)) if foretold(ours) && foretold(theirs) => Verdict::Predicted,
+        (Some(_), Some(_)) => Verdict::Never,
     }
 }
 
 /// The hard side's mapping depends on the destination, the easy side's does not.
-fn hard_and_easy(hard: Behind, easy: Behind) -> Verdict {
-    let open = hard.filtering == Filtering::EndpointIndependent;
-    if open || easy.filtering != Filtering::AddressAndPortDependent {
+fn hard_and_easy(hard: PortAllocation, easy: Behind) -> Verdict {
+    if easy.filtering != Filtering::AddressAndPortDependent {
         // The hard side's packet is let in from a port that nobody has heard of, and shows it.
         Verdict::Plain
-    } else if hard.allocation == Some(PortAllocation::Random) {
+    } else if hard == PortAllocation::Random {
         Verdict::Chance
     } else {
         Verdict::Predicted

@@ -41,7 +41,8 @@ pub(super) struct Session {
     pub(super) introduction: IntroductionId,
     pub(super) other: PeerId,
     pub(super) since: Instant,
-    pub(super) selected: Option<(Selected, Rung)>,
+    /// The path in use, and the rung whose socket it begins at, if that is not one of the ordinary ones.
+    pub(super) selected: Option<(Selected, Option<Rung>)>,
     /// Data of the other side has come over the relay.
     pub(super) relayed: bool,
     /// It has said that ours has come, too.
@@ -475,7 +476,8 @@ impl Peer {
                 }
                 Output::Primed(number) => self.request(&Request::Primed(introduction, number), network, now),
                 Output::Event(Event::Selected(selected)) => {
-                    session.selected = Some((selected, session.ladder.rung(selected.path)));
+                    let extra = session.extras.contains_key(&selected.path.socket);
+                    session.selected = Some((selected, extra.then(|| session.ladder.rung(selected.path))));
                     session.arrived.clear();
                 }
                 Output::Event(Event::Deselected { .. }) => session.selected = None,

@@ -32,8 +32,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum Outcome {
     /// Both have selected paths that are two ends of one, and data went over it both ways.
     Direct {
-        /// What led to it, as the two sides see it.
-        rungs: [Rung; 2],
+        /// What led to it.
+        rung: Rung,
         /// From the introduction of whoever heard of it first until both had selected.
         after: Duration,
     },
@@ -47,8 +47,7 @@ impl Outcome {
     /// A short name.
     pub fn name(&self) -> &'static str {
         match self {
-            // A side that has probed takes a slow plain check for a find of its own.
-            Self::Direct { rungs, .. } => rungs.iter().min().map_or("direct", |rung| rung.name()),
+            Self::Direct { rung, .. } => rung.name(),
             Self::Relayed => "relayed",
             Self::NoSession => "no session",
         }
@@ -229,7 +228,9 @@ impl<'a> World<'a> {
             && self.peers[other].has_received(ids[0], mark)
         {
             let after = selected_at.saturating_duration_since(since);
-            search.outcome = Some(Outcome::Direct { rungs: [ours, theirs], after });
+            // An extra socket tells what it was opened for; both sides' ordinary ones have met by plain checks.
+            let rung = ours.or(theirs).unwrap_or(Rung::Plain);
+            search.outcome = Some(Outcome::Direct { rung, after });
         } else if search.next_data.is_none_or(|at| at <= now) {
             search.next_data = Some(now + DATA_INTERVAL);
             search.mark += 1;

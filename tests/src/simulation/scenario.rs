@@ -218,12 +218,8 @@ fn finish(random: &mut StdRng, mut router: Router) -> Router {
         50..65 => InputPolicy::Reject,
         _ => InputPolicy::Accept,
     };
-    // Where the mapping that a server has seen is the one that lets the other side in, it must outlive a keep-alive of 15 s: else it depends on
-    // the moment whether there is a path.
-    let only_door = router.mapping == Some(Mapping::AddressAndPortDependent)
-        && router.filtering != Some(Filtering::AddressAndPortDependent);
     router.binding_lifetime = match random.random_range(0..10) {
-        0 if !only_door => Some(Duration::from_secs(10)),
+        0 => Some(Duration::from_secs(10)),
         1 => Some(Duration::from_secs(30)),
         2 => Some(Duration::from_secs(120)),
         _ => None,
