@@ -115,3 +115,74 @@ fn hard_and_easy(hard: PortAllocation, easy: Behind) -> Verdict {
         Verdict::Predicted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use netsim::RouterKind;
+
+    use super::*;
+
+    fn peer(site: usize, host: usize) -> Peer {
+        Peer { site, host, start: Duration::ZERO, skew: Duration::ZERO }
+    }
+
+    fn between(sites: Vec<Site>, peers: [Peer; 2]) -> Verdict {
+        let scenario = Scenario { seed: 0, sites, peers: peers.to_vec(), dials: Vec::new() };
+        let there = verdict(&scenario, 0, 1);
+        assert_eq!(there, verdict(&scenario, 1, 0), "whoever dials");
+        there
+    }
+
+    #[test]
+    fn every_two_kinds() {
+        use RouterKind as K;
+        use Verdict as V;
+        let table = [
+            (K::Public, K::Apdm, V::Plain),
+            (K::EimEif, K::CarrierApdm, V::Plain),
+            (K::EimAdf, K::ApdmSequential, V::Plain),
+            (K::EimApdf, K::EimApdf, V::Plain),
+            (K::CarrierEim, K::Firewall, V::Plain),
+            (K::EimApdf, K::Apdm, V::Chance),
+            (K::Firewall, K::CarrierApdm, V::Chance),
+            (K::EimApdf, K::ApdmSequential, V::Predicted),
+            (K::ApdmPreserving, K::ApdmSequential, V::Predicted),
+            (K::Apdm, K::Apdm, V::Never),
+            (K::Apdm, K::ApdmPreserving, V::Never),
+            (K::Public, K::UdpBlocked, V::NoSession),
+        ];
+        for (one, other, expected) in table {
+            let site = |kind: K| Site::new(kind.routers());
+            assert_eq!(
+                between(vec![site(one), site(other)], [peer(0, 0), peer(1, 0)]),
+                expected,
+                "{one} {other}"
+            );
+            let v6 = |kind: K| Site { ipv6: true, ..site(kind) };
+            let expected = if expected == V::NoSession { expected } else { V::Plain };
+            assert_eq!(
+                between(vec![v6(one), v6(other)], [peer(0, 0), peer(1, 0)]),
+                expected,
+                "{one} {other}, IPv6"
+            );
+        }
+    }
+
+    #[test]
+    fn one_lan_one_carrier() {
+        let hard = Site { hosts: 2, ..Site::new(RouterKind::Apdm.routers()) };
+        assert_eq!(between(vec![hard], [peer(0, 0), peer(0, 1)]), Verdict::Plain);
+        for (kind, hairpin, expected) in [
+            (RouterKind::CarrierEim, true, Verdict::Plain),
+            (RouterKind::CarrierEim, false, Verdict::Never),
+            (RouterKind::CarrierApdm, true, Verdict::Never),
+        ] {
+            let mut first = Site::new(kind.routers());
+            first.routers[1].hairpin = hairpin;
+            let second = Site { behind: Some(0), ..first.clone() };
+            assert_eq!(between(vec![first, second], [peer(0, 0), peer(1, 0)]), expected, "{kind}");
+        }
+    }
+}

@@ -47,9 +47,9 @@ pub struct Site {
     pub lan: u8,
     /// Hosts on the LAN.
     pub hosts: u8,
-    up: Impairment,
-    down: Impairment,
-    delays: [Duration; 2],
+    pub(super) up: Impairment,
+    pub(super) down: Impairment,
+    pub(super) delays: [Duration; 2],
 }
 
 /// A peer's place and times.
@@ -66,6 +66,20 @@ pub struct Peer {
 }
 
 impl Site {
+    /// One host behind these routers, the one nearest to it first, on a line that does nothing.
+    pub fn new(routers: Vec<Router>) -> Self {
+        Self {
+            routers,
+            behind: None,
+            ipv6: false,
+            lan: 1,
+            hosts: 1,
+            up: Impairment::none(),
+            down: Impairment::none(),
+            delays: [Duration::ZERO; 2],
+        }
+    }
+
     /// As netsim wants it.
     pub fn config(&self) -> SiteConfig {
         SiteConfig::with_routers(self.routers.clone())
@@ -136,7 +150,7 @@ fn site(random: &mut StdRng, options: &Options) -> Site {
     let delays = [delay(random), delay(random)];
     let [up, down] = delays.map(|delay| line(random, delay, options));
     let lan = if random.random_bool(0.6) { 1 } else { random.random_range(2..5) };
-    Site { routers, behind: None, ipv6: random.random_bool(0.25), lan, hosts: 1, up, down, delays }
+    Site { ipv6: random.random_bool(0.25), lan, up, down, delays, ..Site::new(routers) }
 }
 
 /// One more customer of a site's carrier.

@@ -217,3 +217,54 @@ fn why(run: &Run) -> String {
     let all: Vec<String> = wrong.chain(run.violations.iter().cloned()).collect();
     all.join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use peer_agent::Rung;
+
+    use super::*;
+
+    fn run(verdict: Verdict, outcome: Outcome) -> Run {
+        let pair = Pair { peers: (0, 1), verdict, outcome, apart: Duration::ZERO };
+        Run { seed: 7, pairs: vec![pair], violations: Vec::new() }
+    }
+
+    fn met(after: u64) -> Outcome {
+        Outcome::Direct { rung: Rung::Birthday, after: Duration::from_secs(after) }
+    }
+
+    fn tally(runs: impl IntoIterator<Item = Run>) -> Tally {
+        let mut tally = Tally::default();
+        runs.into_iter().for_each(|run| tally.add(&run));
+        tally
+    }
+
+    #[test]
+    fn whatever_is_not_as_it_has_to_be_is_noticed() {
+        let (lossless, lossy) = (Options::default(), Options { loss: 0.05 });
+        let good = || std::iter::repeat_n(run(Verdict::Plain, met(1)), 2000);
+        assert_eq!(tally(good()).check(&lossless), Ok(()));
+        for bad in [
+            run(Verdict::Plain, Outcome::Relayed),
+            run(Verdict::Never, met(1)),
+            run(Verdict::Predicted, Outcome::NoSession),
+            Run { violations: vec!["relayed for a stranger".into()], ..run(Verdict::Plain, met(1)) },
+        ] {
+            let one = tally(good().chain([bad.clone()]));
+            assert_eq!(one.disagreements.len(), 1);
+            assert!(one.check(&lossless).is_err() && one.check(&lossy).is_ok());
+            assert!(tally(good().chain(std::iter::repeat_n(bad, 3))).check(&lossy).is_err());
+        }
+    }
+
+    #[test]
+    fn the_first_birthday_attempts_go_by_the_formula() {
+        let share = |met_at_once: usize| {
+            let first = std::iter::repeat_n(run(Verdict::Chance, met(2)), met_at_once);
+            let later = std::iter::repeat_n(run(Verdict::Chance, met(42)), 1000 - met_at_once);
+            tally(first.chain(later)).check(&Options::default())
+        };
+        assert!(share(975).is_ok());
+        assert!(share(930).is_err() && share(1000).is_err());
+    }
+}
