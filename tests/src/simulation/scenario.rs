@@ -114,7 +114,10 @@ impl Scenario {
             };
             peers.push(peer(random, at, host));
         }
-        let wait = |random: &mut StdRng| between(random, 0.0, 5.0);
+        let wait = |random: &mut StdRng| {
+            let most = if random.random_bool(0.8) { 5.0 } else { 90.0 };
+            between(random, 0.0, most)
+        };
         let mut dials: Vec<_> = (1..peers.len())
             .map(|other| {
                 let (from, to) = if random.random_bool(0.5) { (0, other) } else { (other, 0) };
