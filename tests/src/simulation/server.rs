@@ -7,6 +7,7 @@ use std::time::Instant;
 use netsim::model::{HostId, Network, Packet, Protocol};
 use rendezvous::broker::{Action, Broker};
 use rendezvous::limits::SourceBuckets;
+use rendezvous::relay::origin::Origins;
 use rendezvous::relay::reflect::handle_stun;
 use rendezvous::relay::runs::{Run, runs};
 use rendezvous::relay::table::{Flow, Table};
@@ -38,6 +39,7 @@ pub(super) struct Server {
     broker: Broker,
     table: Table,
     strangers: SourceBuckets,
+    origins: Origins,
     lines: BTreeMap<u64, Line>,
     /// Every address that has bound.
     bound: BTreeSet<SocketAddr>,
@@ -60,6 +62,7 @@ impl Server {
             host,
             table: Table::new(limits.lease, limits.binding),
             strangers: SourceBuckets::new(limits.reflecting, [seed, !seed]),
+            origins: Origins::default(),
             broker: Broker::new(limits, REFLECTION, secret),
             lines: BTreeMap::new(),
             bound: BTreeSet::new(),
@@ -147,7 +150,8 @@ impl Server {
         for run in runs(&packet.payload, packet.payload.len()) {
             match run {
                 Run::Stun(datagram) => {
-                    let reaction = handle_stun(&mut self.table, &mut self.strangers, datagram, flow, now);
+                    let reaction =
+                        handle_stun(&mut self.table, &mut self.strangers, &self.origins, datagram, flow, now);
                     if let Some(bound) = reaction.bound {
                         self.bound.insert(bound.flow.remote);
                         self.broker.handle_bound(bound.registration, bound.at);
