@@ -1,5 +1,7 @@
 //! Whether two peers can have a direct path, from where they are alone: RFC 4787's definitions, and no line of the agent's.
 
+use std::time::Duration;
+
 use netsim::{Egress, Filtering, Mapping, PortAllocation, Router};
 
 use super::scenario::{Peer, Scenario, Site};
@@ -34,6 +36,9 @@ impl Verdict {
         }
     }
 }
+
+/// How long after the introduction a path has to stand, where one is sure to come.
+pub const BOUND: Duration = Duration::from_secs(10);
 
 /// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
 pub const BIRTHDAY: (i32, i32) = (256, 1000);
@@ -118,8 +123,6 @@ fn hard_and_easy(hard: PortAllocation, easy: Behind) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use netsim::RouterKind;
 
     use super::*;

@@ -71,7 +71,9 @@ impl Pair {
     /// Whether what happened is what had to. By chance, both a path and none may be.
     pub fn agrees(&self) -> bool {
         match self.verdict {
-            Verdict::Plain | Verdict::Predicted => matches!(self.outcome, Outcome::Direct { .. }),
+            Verdict::Plain | Verdict::Predicted => {
+                matches!(self.outcome, Outcome::Direct { after, .. } if after <= oracle::BOUND)
+            }
             Verdict::Chance => self.outcome != Outcome::NoSession,
             Verdict::Never => self.outcome == Outcome::Relayed,
             Verdict::NoSession => self.outcome == Outcome::NoSession,

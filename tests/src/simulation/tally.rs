@@ -212,7 +212,11 @@ fn why(run: &Run) -> String {
     let wrong = run.pairs.iter().filter(|pair| !pair.agrees()).map(|pair: &Pair| {
         let (one, other) = pair.peers;
         let (expected, outcome) = (pair.verdict.name(), pair.outcome.name());
-        format!("peers {} and {}: expected {expected}, found {outcome}", one + 1, other + 1)
+        let after = match pair.outcome {
+            Outcome::Direct { after, .. } => format!(" after {:.1} s", after.as_secs_f64()),
+            _ => String::new(),
+        };
+        format!("peers {} and {}: expected {expected}, found {outcome}{after}", one + 1, other + 1)
     });
     let all: Vec<String> = wrong.chain(run.violations.iter().cloned()).collect();
     all.join("; ")
