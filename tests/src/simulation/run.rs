@@ -107,7 +107,6 @@ pub fn run(seed: u64, options: &Options, origin: Instant, trace: Option<Trace>) 
     let scenario = Scenario::new(seed, options);
     let mut world = World::new(&scenario, origin, trace);
     world.go_online();
-    world.dial();
     world.search()
 }
 
@@ -116,11 +115,23 @@ pub fn run(seed: u64, options: &Options, origin: Instant, trace: Option<Trace>) 
 struct Search {
     peers: (usize, usize),
     verdict: Verdict,
+    /// When it is given up.
+    end: Instant,
     selected_at: Option<Instant>,
     /// Of the data sent last.
     mark: u32,
     next_data: Option<Instant>,
     outcome: Option<Outcome>,
+}
+
+impl Search {
+    fn new(peers: (usize, usize), verdict: Verdict, end: Instant) -> Self {
+        Self { peers, verdict, end, selected_at: None, mark: 0, next_data: None, outcome: None }
+    }
+
+    fn is_open(&self, now: Instant) -> bool {
+        self.outcome.is_none() && now < self.end
+    }
 }
 
 struct World<'a> {
@@ -165,44 +176,20 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Every dial, in the order of their times.
-    fn dial(&mut self) {
-        let online = self.network.now();
-        let mut dials = self.scenario.dials.clone();
-        dials.sort_by_key(|(.., at)| *at);
-        for (from, to, at) in dials {
-            self.advance(online + at);
-            if self.peers[from].is_online() && self.peers[to].is_online() {
-                let target = self.peers[to].id();
-                let now = self.network.now();
-                self.peers[from].dial(target, &mut self.network, now);
-            }
-        }
-    }
-
+    /// Every dial at its time, and what becomes of it.
     fn search(mut self) -> Run {
-        let mut pairs: Vec<(usize, usize)> =
-            self.scenario.dials.iter().map(|(from, to, _)| (*from.min(to), *from.max(to))).collect();
-        pairs.sort_unstable();
-        pairs.dedup();
-        let mut searches: Vec<Search> = pairs
-            .into_iter()
-            .map(|peers| Search {
-                peers,
-                verdict: oracle::verdict(self.scenario, peers.0, peers.1),
-                selected_at: None,
-                mark: 0,
-                next_data: None,
-                outcome: None,
-            })
-            .collect();
         let begun = self.network.now();
-        let vain = searches.iter().all(|it| matches!(it.verdict, Verdict::Never | Verdict::NoSession));
-        let end = begun + if vain { VAIN_SEARCH } else { SEARCH };
+        let mut dials = self.scenario.dials.clone();
+        dials.sort_by_key(|(.., at)| std::cmp::Reverse(*at));
+        let mut searches = self.searches(begun);
         let registered = self.peers.iter().any(Peer::is_online);
-        while registered && self.network.now() < end && searches.iter().any(|search| search.outcome.is_none())
-        {
-            self.advance(self.network.now() + LOOK);
+        while registered && searches.iter().any(|search| search.is_open(self.network.now())) {
+            let look = self.network.now() + LOOK;
+            while let Some((from, to, at)) = dials.pop_if(|(.., at)| begun + *at <= look) {
+                self.advance(begun + at);
+                self.dial(from, to);
+            }
+            self.advance(look);
             for search in &mut searches {
                 self.look(search);
             }
@@ -210,9 +197,36 @@ impl<'a> World<'a> {
         self.finish(searches)
     }
 
+    /// Every two peers of which one dials the other.
+    fn searches(&self, begun: Instant) -> Vec<Search> {
+        let mut searches: Vec<Search> = Vec::new();
+        for (from, to, at) in &self.scenario.dials {
+            let peers = (*from.min(to), *from.max(to));
+            let verdict = oracle::verdict(self.scenario, peers.0, peers.1);
+            let vain = matches!(verdict, Verdict::Never | Verdict::NoSession);
+            let end = begun + *at + if vain { VAIN_SEARCH } else { SEARCH };
+            match searches.iter_mut().find(|search| search.peers == peers) {
+                Some(search) => search.end = search.end.max(end),
+                None => searches.push(Search::new(peers, verdict, end)),
+            }
+        }
+        searches
+    }
+
+    fn dial(&mut self, from: usize, to: usize) {
+        if self.peers[from].is_online() && self.peers[to].is_online() {
+            let target = self.peers[to].id();
+            let now = self.network.now();
+            self.peers[from].dial(target, &mut self.network, now);
+        }
+    }
+
     /// Whether two peers have selected the same path.
     fn look(&mut self, search: &mut Search) {
         let now = self.network.now();
+        if !search.is_open(now) {
+            return;
+        }
         let (one, other) = search.peers;
         let ids = [self.peers[one].id(), self.peers[other].id()];
         let sessions = [self.peers[one].session_with(ids[1]), self.peers[other].session_with(ids[0])];
