@@ -11,7 +11,9 @@
 //! | `pipe` | the stream that signalling goes over |
 //! | [`run`](mod@run) | one run |
 //! | [`tally`] | many |
+//! | `log` | what happens, for people |
 
+mod log;
 pub mod oracle;
 mod peer;
 mod pipe;
@@ -20,6 +22,7 @@ pub mod scenario;
 mod server;
 pub mod tally;
 
+pub use log::Trace;
 pub use oracle::Verdict;
-pub use run::{Outcome, Pair, Run, Trace, run};
+pub use run::{Outcome, Pair, Run, run};
 pub use scenario::{Options, Scenario};

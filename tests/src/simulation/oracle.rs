@@ -37,8 +37,8 @@ impl Verdict {
     }
 }
 
-/// How long after the introduction a path has to stand, where one is sure to come.
-pub const BOUND: Duration = Duration::from_secs(10);
+/// How long after both have heard of the introduction a path has to stand, where one is sure to come.
+pub const BOUND: Duration = Duration::from_secs(5);
 
 /// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
 pub const BIRTHDAY: (i32, i32) = (256, 1000);

@@ -19,6 +19,7 @@ use rendezvous_wire::message::{
 use rendezvous_wire::relay::{Channel, HEADER_LEN};
 use rendezvous_wire::stun::{Class, Received, split_username};
 
+use super::log::Log;
 use super::pipe::{self, Pipe};
 use super::server::{REFLECTION, SIGNALLING, peer_id};
 
@@ -65,6 +66,7 @@ pub(super) struct Peer {
     pub(super) start: Instant,
     /// How much later than others it hears of introductions.
     pub(super) skew: Duration,
+    pub(super) log: Log,
     pub(super) sessions: Vec<Session>,
     pub(super) violations: Vec<String>,
     server: SocketAddr,
@@ -100,6 +102,7 @@ impl Peer {
             host,
             start,
             skew: Duration::ZERO,
+            log: Log::new(start, None),
             sessions: Vec::new(),
             violations: Vec::new(),
             server,
@@ -321,7 +324,23 @@ impl Peer {
         }
     }
 
+    fn note(&self, now: Instant, what: impl FnOnce() -> String) {
+        self.log.note(now, &format!("peer {}", self.number), what);
+    }
+
     fn handle_notice(&mut self, notice: Notice, network: &mut Network, now: Instant) {
+        self.note(now, || match &notice {
+            Notice::Registered(registered) => format!("is registered, observed at {}", registered.observed),
+            Notice::Introduction(introduction) => {
+                let Introduction { role, mapping, candidates, .. } = introduction;
+                let addresses: Vec<_> = candidates.iter().map(|candidate| candidate.address).collect();
+                format!("is introduced as {role:?} to one with {mapping} at {addresses:?}")
+            }
+            Notice::NotIntroduced(_, reason) => format!("is not introduced: {reason}"),
+            Notice::Closed(_) => "hears that the introduction is over".into(),
+            Notice::Meet(_, meeting) => format!("hears of doors {:?}", meeting.doors),
+            Notice::Go(..) => "hears go".into(),
+        });
         match notice {
             Notice::Registered(registered) => {
                 let destinations = REFLECTION.map(|port| (0, SocketAddr::new(self.server.ip(), port)));
@@ -441,6 +460,7 @@ impl Peer {
     /// Carries out what a ladder wants.
     fn pump(&mut self, index: usize, network: &mut Network, now: Instant) {
         while let Some(output) = self.sessions[index].ladder.poll_output() {
+            self.note_output(&output, now);
             let session = &mut self.sessions[index];
             let introduction = session.introduction;
             match output {
@@ -483,6 +503,16 @@ impl Peer {
                 Output::Event(Event::Deselected { .. }) => session.selected = None,
                 _ => {}
             }
+        }
+    }
+
+    fn note_output(&self, output: &Output, now: Instant) {
+        match output {
+            Output::Meet(doors) => self.note(now, || format!("offers doors {doors:?}")),
+            Output::Primed(_) => self.note(now, || "is primed".into()),
+            Output::Adopt(socket) => self.note(now, || format!("adopts socket {}", socket.0)),
+            Output::Event(event) => self.note(now, || format!("{event:?}")),
+            _ => {}
         }
     }
 

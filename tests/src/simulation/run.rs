@@ -1,12 +1,12 @@
 //! One run: a network, its peers, and what became of their dials.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use netsim::model::{Network, What};
 use peer_agent::Rung;
 
+use super::log::{Log, Trace};
 use super::oracle::{self, Verdict};
 use super::peer::Peer;
 use super::scenario::{Options, Scenario};
@@ -72,7 +72,7 @@ impl Pair {
     pub fn agrees(&self) -> bool {
         match self.verdict {
             Verdict::Plain | Verdict::Predicted => {
-                matches!(self.outcome, Outcome::Direct { after, .. } if after <= oracle::BOUND)
+                matches!(self.outcome, Outcome::Direct { after, .. } if after <= self.apart + oracle::BOUND)
             }
             Verdict::Chance => self.outcome != Outcome::NoSession,
             Verdict::Never => self.outcome == Outcome::Relayed,
@@ -98,9 +98,6 @@ impl Run {
         self.violations.is_empty() && self.pairs.iter().all(Pair::agrees)
     }
 }
-
-/// Whom to tell what happens.
-pub type Trace = Box<dyn FnMut(&str)>;
 
 /// The run of this seed.
 pub fn run(seed: u64, options: &Options, origin: Instant, trace: Option<Trace>) -> Run {
@@ -145,9 +142,8 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(scenario: &'a Scenario, origin: Instant, trace: Option<Trace>) -> Self {
         let mut network = Network::new(scenario.seed, origin);
-        if let Some(trace) = trace {
-            observe(&mut network, origin, trace);
-        }
+        let log = Log::new(origin, trace);
+        log.observe(&mut network);
         let host = network.add_server();
         let mut sites = Vec::new();
         for site in &scenario.sites {
@@ -164,6 +160,7 @@ impl<'a> World<'a> {
             let seed = scenario.seed.wrapping_mul(31).wrapping_add(number);
             let mut peer = Peer::new(number, host, address, seed, &mut network, origin + at.start);
             peer.skew = at.skew;
+            peer.log = log.clone();
             peer
         });
         let peers = peers.collect();
@@ -323,43 +320,5 @@ impl<'a> World<'a> {
                 return;
             }
         }
-    }
-}
-
-/// Tells of every packet in a line.
-fn observe(network: &mut Network, origin: Instant, mut trace: Trace) {
-    let mut line = String::new();
-    network.observe(move |step| {
-        line.clear();
-        let packet = step.packet;
-        let at = step.at.saturating_duration_since(origin).as_secs_f64();
-        let _ = write!(
-            line,
-            "{at:10.6} {:<28} {:<16} {} -> {} ttl {} {}",
-            step.place,
-            step.what,
-            packet.source,
-            packet.destination,
-            packet.ttl,
-            describe(&packet.payload)
-        );
-        trace(&line);
-    });
-}
-
-/// What a datagram is, in a few words.
-fn describe(payload: &[u8]) -> String {
-    use rendezvous_wire::demux::{Protocol, classify};
-    use rendezvous_wire::stun::Received;
-    match classify(payload) {
-        Protocol::Stun => Received::parse(payload).map_or("STUN?".into(), |message| {
-            let nominates = if message.use_candidate() { " USE-CANDIDATE" } else { "" };
-            let user = message.username().unwrap_or_default();
-            format!("STUN {:?} {:?}{nominates} {user}", message.class(), message.transaction())
-        }),
-        Protocol::Relay => "relay frame".into(),
-        Protocol::Quic if payload[0] == 0x41 => "data".into(),
-        Protocol::Quic => "signalling".into(),
-        Protocol::Unknown => "?".into(),
     }
 }
