@@ -37,8 +37,11 @@ impl Verdict {
     }
 }
 
-/// How long after both have heard of the introduction a path has to stand, where one is sure to come.
-pub const BOUND: Duration = Duration::from_secs(5);
+/// How long after the introduction a path has to stand, where one is sure to come. The rests between meetings double, so when one side has heard of it so much later
+/// than the other, that one may be resting for as long again.
+pub fn bound(apart: Duration) -> Duration {
+    Duration::from_secs(5) + apart * 2
+}
 
 /// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
 pub const BIRTHDAY: (i32, i32) = (256, 1000);

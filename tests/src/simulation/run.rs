@@ -72,7 +72,7 @@ impl Pair {
     pub fn agrees(&self) -> bool {
         match self.verdict {
             Verdict::Plain | Verdict::Predicted => {
-                matches!(self.outcome, Outcome::Direct { after, .. } if after <= self.apart + oracle::BOUND)
+                matches!(self.outcome, Outcome::Direct { after, .. } if after <= oracle::bound(self.apart))
             }
             Verdict::Chance => self.outcome != Outcome::NoSession,
             Verdict::Never => self.outcome == Outcome::Relayed,
