@@ -96,6 +96,9 @@ fn simulate(arguments: &Arguments, options: &Options) -> ExitCode {
             options.loss * 100.0,
             started.elapsed().as_secs_f64()
         );
+        for seed in &tally.unlucky {
+            println!("simulate --loss {} --replay {seed}   # never met", options.loss);
+        }
         for disagreement in &tally.disagreements {
             println!(
                 "simulate --loss {} --replay {}   # {}",

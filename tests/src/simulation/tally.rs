@@ -48,6 +48,8 @@ pub struct Tally {
     pub times: BTreeMap<Verdict, Vec<Duration>>,
     /// Pairs that can only meet by chance and began together: all, and those that met in the first attempt.
     pub first_attempts: (u64, u64),
+    /// Seeds of runs in which two that can only meet by chance never did.
+    pub unlucky: Vec<u64>,
     /// Runs that are not as they have to be, by seed.
     pub disagreements: Vec<Disagreement>,
 }
@@ -79,6 +81,7 @@ impl Tally {
             }
         });
         let mut total = total.into_inner().unwrap_or_default();
+        total.unlucky.sort_unstable();
         total.disagreements.sort_by_key(|disagreement| disagreement.seed);
         total.times.values_mut().for_each(|times| times.sort_unstable());
         total
@@ -104,6 +107,10 @@ impl Tally {
                 self.times.entry(pair.verdict).or_default().push(after);
             }
         }
+        let unlucky = |pair: &Pair| pair.verdict == Verdict::Chance && pair.outcome == Outcome::Relayed;
+        if run.pairs.iter().any(unlucky) {
+            self.unlucky.push(run.seed);
+        }
         if let [pair] = &run.pairs[..]
             && pair.verdict == Verdict::Chance
             && pair.apart < TOGETHER
@@ -127,6 +134,7 @@ impl Tally {
         }
         self.first_attempts.0 += other.first_attempts.0;
         self.first_attempts.1 += other.first_attempts.1;
+        self.unlucky.extend(other.unlucky);
         self.disagreements.extend(other.disagreements);
     }
 
@@ -202,6 +210,7 @@ impl Tally {
             "loss": options.loss,
             "cells": cells.collect::<Vec<_>>(),
             "first_birthday_attempts": { "all": self.first_attempts.0, "met": self.first_attempts.1 },
+            "unlucky": self.unlucky,
             "disagreements": disagreements.collect::<Vec<_>>(),
             "failure": self.check(options).err(),
         })
