@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use netsim::{Egress, Filtering, Mapping, PortAllocation, Router};
+use netsim::{Egress, Filtering, InputPolicy, Mapping, PortAllocation, Router};
 
 use super::scenario::{Peer, Scenario, Site};
 
@@ -39,19 +39,41 @@ impl Verdict {
 
 /// How long after the introduction a path has to stand, where one is sure to come. The rests between meetings double, so when one side has heard of it so much later
 /// than the other, that one may be resting for as long again.
-pub fn bound(apart: Duration) -> Duration {
-    Duration::from_secs(5) + apart * 2
+///
+/// `None`: at some time. A NAT that forgets in less than the 15 s of RFC 8445, section 11, leaves a peer that waits deaf in between, for signalling as well.
+pub fn bound(scenario: &Scenario, peers: (usize, usize), apart: Duration) -> Option<Duration> {
+    let forgetful = |index: usize| {
+        let routers = &scenario.sites[scenario.peers[index].site].routers;
+        routers.iter().filter_map(|router| router.binding_lifetime).any(|lifetime| lifetime <= KEEP_ALIVE)
+    };
+    let never_deaf = !forgetful(peers.0) && !forgetful(peers.1);
+    never_deaf.then_some(Duration::from_secs(5) + apart * 2)
 }
 
-/// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
-pub const BIRTHDAY: (i32, i32) = (256, 1000);
+/// Between two keep-alives (RFC 8445, section 11).
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The probability that one birthday attempt succeeds: 1 - (1 - M/64512)^N. The first probes leave while the last sockets are not yet
-/// open, so there is a range.
-pub fn birthday() -> (f64, f64) {
+/// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
+const BIRTHDAY: (f64, i32) = (256.0, 740);
+
+/// The probability, from its least to its most, that one birthday attempt of two peers which begin together succeeds.
+///
+/// The probes come first: one of N meets one of M mappings with 1 - (1 - M/64512)^N. The first of them leave while the last sockets are not yet open and the two sides
+/// begin up to 300 ms and half a round trip apart, so there is a range. Then as many fresh sockets knock, of which each finds its port among the N that are open with
+/// N/64512; but where the hard side's router has accepted the probes for itself, just these ports are taken, and there are no such doors.
+pub fn birthday(scenario: &Scenario, peers: (usize, usize)) -> (f64, f64) {
+    let hard = [peers.0, peers.1].into_iter().find_map(|index| {
+        let routers = &scenario.sites[scenario.peers[index].site].routers;
+        routers.iter().find(|router| router.mapping == Some(Mapping::AddressAndPortDependent))
+    });
+    let accepts = hard.is_some_and(|router| router.input == InputPolicy::Accept);
     let (sockets, probes) = BIRTHDAY;
-    let chance = |probes: i32| 1.0 - (1.0 - f64::from(sockets) / 64_512.0).powi(probes);
-    // 256 sockets open in a quarter of a second, in which 64 probes leave; and the two sides begin up to a round trip apart.
+    let chance = |probes: i32| {
+        let missed = (1.0 - sockets / 64_512.0).powi(probes);
+        let no_door = (1.0 - f64::from(probes) / 64_512.0).powf(sockets);
+        1.0 - missed * if accepts { 1.0 } else { no_door }
+    };
+    // Of the probes' 3 s.
     (chance(probes * 17 / 20), chance(probes))
 }
 

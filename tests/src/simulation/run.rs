@@ -65,6 +65,10 @@ pub struct Pair {
     pub outcome: Outcome,
     /// How long one heard of the introduction after the other.
     pub apart: Duration,
+    /// How long a path may take that is sure to come, if there is a bound.
+    pub bound: Option<Duration>,
+    /// The probability of a birthday attempt's success, least and most, if that is what the two depend on.
+    pub chance: Option<(f64, f64)>,
 }
 
 impl Pair {
@@ -72,7 +76,7 @@ impl Pair {
     pub fn agrees(&self) -> bool {
         match self.verdict {
             Verdict::Plain | Verdict::Predicted => {
-                matches!(self.outcome, Outcome::Direct { after, .. } if after <= oracle::bound(self.apart))
+                matches!(self.outcome, Outcome::Direct { after, .. } if self.bound.is_none_or(|bound| after <= bound))
             }
             Verdict::Chance => self.outcome != Outcome::NoSession,
             Verdict::Never => self.outcome == Outcome::Relayed,
@@ -287,7 +291,15 @@ impl<'a> World<'a> {
             let apart = here.zip(there).map_or(Duration::ZERO, |(here, there)| {
                 here.since.max(there.since).saturating_duration_since(here.since.min(there.since))
             });
-            pairs.push(Pair { peers: search.peers, verdict: search.verdict, outcome, apart });
+            let by_chance = search.verdict == Verdict::Chance;
+            pairs.push(Pair {
+                peers: search.peers,
+                verdict: search.verdict,
+                outcome,
+                apart,
+                bound: oracle::bound(self.scenario, search.peers, apart),
+                chance: by_chance.then(|| oracle::birthday(self.scenario, search.peers)),
+            });
         }
         Run { seed: self.scenario.seed, pairs, violations }
     }

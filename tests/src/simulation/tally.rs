@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::oracle::{self, Verdict};
+use super::oracle::Verdict;
 use super::run::{Outcome, Pair, Run, run};
 use super::scenario::Options;
 
@@ -18,6 +18,9 @@ const OUTCOMES: [&str; 6] = ["plain", "primed", "predicted", "birthday", "relaye
 
 /// Introductions that reach both sides within this time begin their birthday attempts together.
 const TOGETHER: Duration = Duration::from_millis(300);
+
+/// Birthday attempts of one search.
+const ATTEMPTS: i32 = 3;
 
 /// The first birthday attempt is over by then.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(8);
@@ -37,6 +40,92 @@ pub struct Disagreement {
     pub why: String,
 }
 
+/// What came of birthday attempts, and what the formula says.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Birthdays {
+    /// Pairs.
+    pub pairs: u64,
+    /// Those that met in the first attempt.
+    pub met_first: u64,
+    /// Those that never met.
+    pub never_met: u64,
+    /// How many are expected to meet in the first attempt, least and most: the sums of the probabilities, and of their variances.
+    pub first: [Expected; 2],
+    /// How many at most are expected to miss in every attempt.
+    pub never: Expected,
+}
+
+/// A sum of independent events.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Expected {
+    /// Its mean.
+    pub mean: f64,
+    /// Its variance.
+    pub variance: f64,
+}
+
+impl Expected {
+    fn add(&mut self, probability: f64) {
+        self.mean += probability;
+        self.variance += probability * (1.0 - probability);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.mean += other.mean;
+        self.variance += other.variance;
+    }
+
+    /// How far off it may be.
+    fn slack(&self) -> f64 {
+        DEVIATIONS * self.variance.sqrt() + 1.0
+    }
+}
+
+impl Birthdays {
+    fn add(&mut self, pair: &Pair) {
+        let Some((least, most)) = pair.chance.filter(|_| pair.apart < TOGETHER) else { return };
+        self.pairs += 1;
+        let met = matches!(pair.outcome, Outcome::Direct { after, .. } if after < FIRST_ATTEMPT);
+        self.met_first += u64::from(met);
+        self.never_met += u64::from(pair.outcome == Outcome::Relayed);
+        self.first[0].add(least);
+        self.first[1].add(most);
+        self.never.add((1.0 - least).powi(ATTEMPTS));
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.pairs += other.pairs;
+        self.met_first += other.met_first;
+        self.never_met += other.never_met;
+        self.first[0].merge(other.first[0]);
+        self.first[1].merge(other.first[1]);
+        self.never.merge(other.never);
+    }
+
+    /// From how many to how many have to meet in the first attempt, when a packet arrives with this probability.
+    fn bounds(&self, arrives: f64) -> (f64, f64) {
+        // A knock and the answer to it, or a probe and its answer, may be lost on two lines each, and are not repeated in time.
+        let [least, most] = self.first;
+        (least.mean * arrives.powi(4) - least.slack(), most.mean + most.slack())
+    }
+
+    fn check(&self, options: &Options) -> Result<(), String> {
+        let (low, high) = self.bounds(1.0 - options.loss);
+        let met = self.met_first as f64;
+        if self.pairs > 0 && !(low..=high).contains(&met) {
+            let pairs = self.pairs;
+            return Err(format!(
+                "{met} of {pairs} first birthday attempts met; {low:.0} to {high:.0} have to"
+            ));
+        }
+        let most = self.never.mean + self.never.slack();
+        if options.loss == 0.0 && self.never_met as f64 > most {
+            return Err(format!("{} never met by birthday probing; {most:.1} may at most", self.never_met));
+        }
+        Ok(())
+    }
+}
+
 /// What came of many runs.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
@@ -46,8 +135,8 @@ pub struct Tally {
     pub cells: BTreeMap<(Verdict, &'static str), u64>,
     /// How long it took until both sides had selected, by verdict.
     pub times: BTreeMap<Verdict, Vec<Duration>>,
-    /// Pairs that can only meet by chance and began together: all, and those that met in the first attempt.
-    pub first_attempts: (u64, u64),
+    /// Pairs that can only meet by chance and began together.
+    pub birthdays: Birthdays,
     /// Seeds of runs in which two that can only meet by chance never did.
     pub unlucky: Vec<u64>,
     /// Runs that are not as they have to be, by seed.
@@ -111,13 +200,9 @@ impl Tally {
         if run.pairs.iter().any(unlucky) {
             self.unlucky.push(run.seed);
         }
-        if let [pair] = &run.pairs[..]
-            && pair.verdict == Verdict::Chance
-            && pair.apart < TOGETHER
-        {
-            self.first_attempts.0 += 1;
-            let met = matches!(pair.outcome, Outcome::Direct { after, .. } if after < FIRST_ATTEMPT);
-            self.first_attempts.1 += u64::from(met);
+        // Where there are more, they share a budget.
+        if let [pair] = &run.pairs[..] {
+            self.birthdays.add(pair);
         }
         if !run.agrees() {
             self.disagreements.push(Disagreement { seed: run.seed, why: why(run) });
@@ -132,8 +217,7 @@ impl Tally {
         for (verdict, times) in other.times {
             self.times.entry(verdict).or_default().extend(times);
         }
-        self.first_attempts.0 += other.first_attempts.0;
-        self.first_attempts.1 += other.first_attempts.1;
+        self.birthdays.merge(other.birthdays);
         self.unlucky.extend(other.unlucky);
         self.disagreements.extend(other.disagreements);
     }
@@ -149,17 +233,7 @@ impl Tally {
         if agreeing < least {
             return Err(format!("{:.3} % of runs agree, {:.1} % have to", agreeing * 100.0, least * 100.0));
         }
-        let (all, met) = self.first_attempts;
-        let (least, most) = oracle::birthday();
-        let n = all as f64;
-        let slack = |share: f64| DEVIATIONS * (n * share * (1.0 - share)).sqrt() + 1.0;
-        let (low, high) = (n * least - slack(least), n * most + slack(most));
-        // Lost knocks and probes only lower it.
-        let low = if options.loss == 0.0 { low } else { low * (1.0 - options.loss).powi(4) };
-        if all > 0 && !(low..=high).contains(&(met as f64)) {
-            return Err(format!("{met} of {all} first birthday attempts met; {low:.0} to {high:.0} have to"));
-        }
-        Ok(())
+        self.birthdays.check(options)
     }
 
     /// A table for people.
@@ -186,14 +260,15 @@ impl Tally {
             };
             let _ = writeln!(text, "{:>12}{:>12}", at(0.5), at(0.99));
         }
-        let (all, met) = self.first_attempts;
-        let (least, most) = oracle::birthday();
-        let share = met as f64 / all.max(1) as f64 * 100.0;
+        let Birthdays { pairs, met_first, never_met, first: [least, most], never } = self.birthdays;
+        let share = |count: f64| count / pairs.max(1) as f64 * 100.0;
         let _ = writeln!(
             text,
-            "first birthday attempts: {met} of {all} met ({share:.1} %, by the formula {:.1} to {:.1} %)",
-            least * 100.0,
-            most * 100.0
+            "birthday attempts begun together: {met_first} of {pairs} met in the first ({:.2} %, by the formula {:.2} to {:.2} %), {never_met} never ({:.1} at most)",
+            share(met_first as f64),
+            share(least.mean),
+            share(most.mean),
+            never.mean
         );
         let _ = write!(text, "{} of {} runs disagree", self.disagreements.len(), self.runs);
         text
@@ -209,7 +284,12 @@ impl Tally {
             "runs": self.runs,
             "loss": options.loss,
             "cells": cells.collect::<Vec<_>>(),
-            "first_birthday_attempts": { "all": self.first_attempts.0, "met": self.first_attempts.1 },
+            "birthdays": {
+                "pairs": self.birthdays.pairs,
+                "met_first": self.birthdays.met_first,
+                "expected": self.birthdays.first.map(|expected| expected.mean),
+                "never_met": self.birthdays.never_met,
+            },
             "unlucky": self.unlucky,
             "disagreements": disagreements.collect::<Vec<_>>(),
             "failure": self.check(options).err(),
@@ -238,7 +318,14 @@ mod tests {
     use super::*;
 
     fn run(verdict: Verdict, outcome: Outcome) -> Run {
-        let pair = Pair { peers: (0, 1), verdict, outcome, apart: Duration::ZERO };
+        let pair = Pair {
+            peers: (0, 1),
+            verdict,
+            outcome,
+            apart: Duration::ZERO,
+            bound: Some(Duration::from_secs(5)),
+            chance: (verdict == Verdict::Chance).then_some((0.966, 0.981)),
+        };
         Run { seed: 7, pairs: vec![pair], violations: Vec::new() }
     }
 
@@ -259,6 +346,7 @@ mod tests {
         assert_eq!(tally(good()).check(&lossless), Ok(()));
         for bad in [
             run(Verdict::Plain, Outcome::Relayed),
+            run(Verdict::Plain, met(6)),
             run(Verdict::Never, met(1)),
             run(Verdict::Predicted, Outcome::NoSession),
             Run { violations: vec!["relayed for a stranger".into()], ..run(Verdict::Plain, met(1)) },
@@ -279,5 +367,18 @@ mod tests {
         };
         assert!(share(975).is_ok());
         assert!(share(930).is_err() && share(1000).is_err());
+        let never = |count| {
+            let met = std::iter::repeat_n(run(Verdict::Chance, met(2)), 975);
+            let missed = std::iter::repeat_n(run(Verdict::Chance, Outcome::Relayed), count);
+            let later = std::iter::repeat_n(
+                run(
+                    Verdict::Chance,
+                    Outcome::Direct { rung: Rung::Birthday, after: Duration::from_secs(42) },
+                ),
+                25 - count,
+            );
+            tally(met.chain(missed).chain(later)).check(&Options::default())
+        };
+        assert!(never(1).is_ok() && never(3).is_err());
     }
 }
