@@ -40,7 +40,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options = Options { loss: arguments.loss };
+    let options = Options { loss: arguments.loss, ..Options::default() };
     match arguments.replay {
         Some(seed) => replay(seed, &options),
         None => simulate(&arguments, &options),

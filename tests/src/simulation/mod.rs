@@ -25,4 +25,4 @@ pub mod tally;
 pub use log::Trace;
 pub use oracle::Verdict;
 pub use run::{Outcome, Pair, Run, run};
-pub use scenario::{Options, Scenario};
+pub use scenario::{Handicap, Options, Scenario};

@@ -21,6 +21,7 @@ use rendezvous_wire::stun::{Class, Received, split_username};
 
 use super::log::Log;
 use super::pipe::{self, Pipe};
+use super::scenario::Handicap;
 use super::server::{REFLECTION, SIGNALLING, peer_id};
 
 /// The sockets that everything is done from, as the driver numbers them.
@@ -67,6 +68,7 @@ pub(super) struct Peer {
     /// How much later than others it hears of introductions.
     pub(super) skew: Duration,
     pub(super) log: Log,
+    handicap: Option<Handicap>,
     pub(super) sessions: Vec<Session>,
     pub(super) violations: Vec<String>,
     server: SocketAddr,
@@ -103,6 +105,7 @@ impl Peer {
             start,
             skew: Duration::ZERO,
             log: Log::new(start, None),
+            handicap: None,
             sessions: Vec::new(),
             violations: Vec::new(),
             server,
@@ -135,6 +138,14 @@ impl Peer {
 
     pub(super) fn session_with(&self, other: PeerId) -> Option<&Session> {
         self.sessions.iter().find(|session| session.other == other)
+    }
+
+    /// Keeps it from something.
+    pub(super) fn hinder(&mut self, handicap: Handicap) {
+        self.handicap = Some(handicap);
+        if handicap == Handicap::NoProbing {
+            self.budget = Budget::new(Box::new(|| None));
+        }
     }
 
     /// Asks for an introduction, unless there is one.
@@ -261,6 +272,7 @@ impl Peer {
             return;
         };
         let index = match message.class() {
+            Class::Request if self.handicap == Some(Handicap::NoAnswers) => None,
             Class::Request | Class::Indication => {
                 let ufrag = message.username().and_then(split_username).map(|(local, _)| local);
                 self.sessions.iter().position(|session| Some(session.ufrag.as_str()) == ufrag)
@@ -401,6 +413,8 @@ impl Peer {
         );
         let mut sockets = vec![(V4, Family::V4)];
         sockets.extend(self.socket_v6.map(|_| (V6, Family::V6)));
+        let foretells = self.handicap != Some(Handicap::NoMeetings);
+        let reflectors = self.reflection.iter().flat_map(Reflection::destinations).filter(|_| foretells);
         let setup = Setup {
             agent,
             sockets,
@@ -408,7 +422,7 @@ impl Peer {
             remote_candidates: introduction.candidates,
             local_mapping: self.mapping(),
             remote_mapping: introduction.mapping,
-            reflectors: self.reflection.iter().flat_map(Reflection::destinations).collect(),
+            reflectors: reflectors.collect(),
         };
         let ladder = match Ladder::new(setup, now) {
             Ok(ladder) => ladder,
@@ -558,6 +572,9 @@ impl Peer {
 
     fn handle_data(&mut self, index: Option<usize>, socket: SocketId, packet: &Packet) {
         let [DATA, rest @ ..] = &packet.payload[..] else { return };
+        if self.handicap == Some(Handicap::NoData) {
+            return;
+        }
         let Some((number, mark)) = rest.split_first_chunk::<8>() else { return };
         let Ok(mark) = mark.try_into().map(u32::from_be_bytes) else { return };
         let other = peer_id(u64::from_be_bytes(*number));

@@ -107,6 +107,9 @@ impl Run {
 pub fn run(seed: u64, options: &Options, origin: Instant, trace: Option<Trace>) -> Run {
     let scenario = Scenario::new(seed, options);
     let mut world = World::new(&scenario, origin, trace);
+    if let Some(handicap) = options.handicap {
+        world.peers.iter_mut().for_each(|peer| peer.hinder(handicap));
+    }
     world.go_online();
     world.search()
 }

@@ -8,17 +8,25 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// What may differ from run to run beside the seed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Options {
     /// The share of packets that every access line loses in each direction.
     pub loss: f64,
+    /// What the peers are kept from, to see that it is noticed.
+    pub handicap: Option<Handicap>,
 }
 
-impl Default for Options {
-    /// Nothing is lost.
-    fn default() -> Self {
-        Self { loss: 0.0 }
-    }
+/// Something that peers are kept from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handicap {
+    /// No meetings: neither primed checks nor foretold ports.
+    NoMeetings,
+    /// No birthday probing.
+    NoProbing,
+    /// What comes over a direct path is lost, but for checks.
+    NoData,
+    /// The other side's checks are not answered.
+    NoAnswers,
 }
 
 /// A network and what happens in it.

@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn whatever_is_not_as_it_has_to_be_is_noticed() {
-        let (lossless, lossy) = (Options::default(), Options { loss: 0.05 });
+        let (lossless, lossy) = (Options::default(), Options { loss: 0.05, ..Options::default() });
         let good = || std::iter::repeat_n(run(Verdict::Plain, met(1)), 2000);
         assert_eq!(tally(good()).check(&lossless), Ok(()));
         for bad in [
