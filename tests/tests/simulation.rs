@@ -38,7 +38,7 @@ fn a_crippled_agent_disagrees() {
     let tally = |handicap| {
         let options = Options { handicap: Some(handicap), ..Options::default() };
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let tally = Tally::of(1, 300, &options, jobs, |_| {});
+        let tally = Tally::of(1, 80, &options, jobs, |_| {});
         (tally.check(&options), tally)
     };
     let found = |tally: &Tally, verdict, outcome| tally.cells.get(&(verdict, outcome)).copied().unwrap_or(0);

@@ -194,7 +194,7 @@ impl Gateway {
     }
 
     fn is_full(&mut self, now: Instant) -> bool {
-        self.router.most_flows.is_some_and(|most| self.conntrack.count(now) >= most)
+        self.router.most_flows.is_some_and(|most| self.conntrack.holds_as_many(most, now))
     }
 
     fn keeps_bindings(&self, protocol: Protocol) -> bool {

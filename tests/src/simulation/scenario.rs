@@ -250,6 +250,8 @@ fn finish(random: &mut StdRng, mut router: Router) -> Router {
         _ => None,
     };
     router.hairpin = random.random_bool(0.5);
+    // The smallest table that is said to be about; birthday probing promises to fit in.
+    router.most_flows = random.random_bool(0.1).then_some(1024);
     router
 }
 
@@ -309,6 +311,9 @@ fn describe(router: &Router) -> String {
     let mut text = format!("{mapping} {filtering}, INPUT {}", router.input);
     if let Some(lifetime) = router.binding_lifetime {
         text += &format!(", bindings {} s", lifetime.as_secs());
+    }
+    if let Some(most) = router.most_flows {
+        text += &format!(", at most {most} flows");
     }
     if router.hairpin {
         text += ", hairpin";
