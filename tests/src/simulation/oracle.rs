@@ -40,7 +40,9 @@ impl Verdict {
 /// How long after the introduction a path has to stand, where one is sure to come. The rests between meetings double, so when one side has heard of it so much later
 /// than the other, that one may be resting for as long again.
 ///
-/// `None`: at some time. A NAT that forgets in less than the 15 s of RFC 8445, section 11, leaves a peer that waits deaf in between, for signalling as well.
+/// `None`: it is not sure to come. A NAT that forgets in less than the 15 s of RFC 8445, section 11, leaves a peer that waits deaf in between: it hears of the introduction
+/// many seconds late, and a router that accepts what comes meanwhile keeps the ports that the checks need. (A peer that has measured this keeps its bindings, but that
+/// takes it half a minute, and is not simulated.)
 pub fn bound(scenario: &Scenario, peers: (usize, usize), apart: Duration) -> Option<Duration> {
     let forgetful = |index: usize| {
         let routers = &scenario.sites[scenario.peers[index].site].routers;

@@ -65,16 +65,17 @@ pub struct Pair {
     pub outcome: Outcome,
     /// How long one heard of the introduction after the other.
     pub apart: Duration,
-    /// How long a path may take that is sure to come, if there is a bound.
+    /// How long a path may take; `None` where it is not sure to come although it is possible.
     pub bound: Option<Duration>,
     /// The probability of a birthday attempt's success, least and most, if that is what the two depend on.
     pub chance: Option<(f64, f64)>,
 }
 
 impl Pair {
-    /// Whether what happened is what had to. By chance, both a path and none may be.
+    /// Whether what happened is what had to. By chance, or without a bound, both a path and none may be.
     pub fn agrees(&self) -> bool {
         match self.verdict {
+            Verdict::Plain | Verdict::Predicted if self.bound.is_none() => self.outcome != Outcome::NoSession,
             Verdict::Plain | Verdict::Predicted => {
                 matches!(self.outcome, Outcome::Direct { after, .. } if self.bound.is_none_or(|bound| after <= bound))
             }

@@ -243,10 +243,11 @@ fn finish(random: &mut StdRng, mut router: Router) -> Router {
         50..65 => InputPolicy::Reject,
         _ => InputPolicy::Accept,
     };
-    router.binding_lifetime = match random.random_range(0..10) {
-        0 => Some(Duration::from_secs(10)),
-        1 => Some(Duration::from_secs(30)),
-        2 => Some(Duration::from_secs(120)),
+    router.binding_lifetime = match random.random_range(0..100) {
+        0..2 => Some(Duration::from_secs(10)),
+        2..10 => Some(Duration::from_secs(20)),
+        10..20 => Some(Duration::from_secs(30)),
+        20..30 => Some(Duration::from_secs(120)),
         _ => None,
     };
     router.hairpin = random.random_bool(0.5);

@@ -28,6 +28,9 @@ const FIRST_ATTEMPT: Duration = Duration::from_secs(8);
 /// The share of pairs that must agree when packets are lost; at no loss, all must.
 const LEAST_AGREEING: f64 = 0.999;
 
+/// The share of pairs that may stay on the relay, of those for whom a path is possible and not sure.
+const MOST_MISSED: f64 = 0.01;
+
 /// How many standard deviations a share may be off: with 4, one tally in 16,000 fails by chance.
 const DEVIATIONS: f64 = 4.0;
 
@@ -137,7 +140,9 @@ pub struct Tally {
     pub times: BTreeMap<Verdict, Vec<Duration>>,
     /// Pairs that can only meet by chance and began together.
     pub birthdays: Birthdays,
-    /// Seeds of runs in which two that can only meet by chance never did.
+    /// Pairs for which a path is possible and not sure, and those among them that have found none.
+    pub unsure: (u64, u64),
+    /// Seeds of runs in which two never met for whom a path was possible and not sure.
     pub unlucky: Vec<u64>,
     /// Runs that are not as they have to be, by seed.
     pub disagreements: Vec<Disagreement>,
@@ -196,7 +201,13 @@ impl Tally {
                 self.times.entry(pair.verdict).or_default().push(after);
             }
         }
-        let unlucky = |pair: &Pair| pair.verdict == Verdict::Chance && pair.outcome == Outcome::Relayed;
+        let unsure = |pair: &&Pair| {
+            pair.bound.is_none() && matches!(pair.verdict, Verdict::Plain | Verdict::Predicted)
+        };
+        let missed = |pair: &&Pair| pair.outcome == Outcome::Relayed;
+        self.unsure.0 += run.pairs.iter().filter(unsure).count() as u64;
+        self.unsure.1 += run.pairs.iter().filter(unsure).filter(missed).count() as u64;
+        let unlucky = |pair: &Pair| (unsure(&pair) || pair.verdict == Verdict::Chance) && missed(&pair);
         if run.pairs.iter().any(unlucky) {
             self.unlucky.push(run.seed);
         }
@@ -218,6 +229,8 @@ impl Tally {
             self.times.entry(verdict).or_default().extend(times);
         }
         self.birthdays.merge(other.birthdays);
+        self.unsure.0 += other.unsure.0;
+        self.unsure.1 += other.unsure.1;
         self.unlucky.extend(other.unlucky);
         self.disagreements.extend(other.disagreements);
     }
@@ -232,6 +245,14 @@ impl Tally {
         let least = if options.loss == 0.0 { 1.0 } else { LEAST_AGREEING };
         if agreeing < least {
             return Err(format!("{:.3} % of runs agree, {:.1} % have to", agreeing * 100.0, least * 100.0));
+        }
+        let (unsure, missed) = self.unsure;
+        let mut most = Expected::default();
+        (0..unsure).for_each(|_| most.add(MOST_MISSED));
+        if missed as f64 > most.mean + most.slack() {
+            return Err(format!(
+                "{missed} of {unsure} for whom a path was possible and not sure have found none"
+            ));
         }
         self.birthdays.check(options)
     }
@@ -270,6 +291,9 @@ impl Tally {
             share(most.mean),
             never.mean
         );
+        let (unsure, missed) = self.unsure;
+        let _ =
+            writeln!(text, "{missed} of {unsure} for whom a path was possible and not sure have found none");
         let _ = write!(text, "{} of {} runs disagree", self.disagreements.len(), self.runs);
         text
     }
@@ -290,6 +314,7 @@ impl Tally {
                 "expected": self.birthdays.first.map(|expected| expected.mean),
                 "never_met": self.birthdays.never_met,
             },
+            "unsure": { "pairs": self.unsure.0, "missed": self.unsure.1 },
             "unlucky": self.unlucky,
             "disagreements": disagreements.collect::<Vec<_>>(),
             "failure": self.check(options).err(),
