@@ -43,6 +43,8 @@ pub(super) struct Session {
     pub(super) introduction: IntroductionId,
     pub(super) other: PeerId,
     pub(super) since: Instant,
+    /// The introduction has told how the other's NAT maps.
+    pub(super) knows_mapping: bool,
     /// The path in use, and the rung whose socket it begins at, if that is not one of the ordinary ones.
     pub(super) selected: Option<(Selected, Option<Rung>)>,
     /// Data of the other side has come over the relay.
@@ -433,6 +435,7 @@ impl Peer {
             introduction: introduction.introduction,
             other,
             since: now,
+            knows_mapping: introduction.mapping != Mapping::Unknown,
             selected: None,
             relayed: false,
             confirmed: false,

@@ -295,13 +295,17 @@ impl<'a> World<'a> {
             let apart = here.zip(there).map_or(Duration::ZERO, |(here, there)| {
                 here.since.max(there.since).saturating_duration_since(here.since.min(there.since))
             });
-            let by_chance = search.verdict == Verdict::Chance;
+            let bound = oracle::bound(self.scenario, search.peers, apart);
+            // Who is dialled within a round trip of coming online may be introduced before the server knows how its NAT maps: then nobody probes.
+            let informed =
+                here.zip(there).is_some_and(|(here, there)| here.knows_mapping && there.knows_mapping);
+            let by_chance = search.verdict == Verdict::Chance && bound.is_some() && informed;
             pairs.push(Pair {
                 peers: search.peers,
                 verdict: search.verdict,
                 outcome,
                 apart,
-                bound: oracle::bound(self.scenario, search.peers, apart),
+                bound,
                 chance: by_chance.then(|| oracle::birthday(self.scenario, search.peers)),
             });
         }
