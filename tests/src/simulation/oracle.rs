@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use netsim::{Egress, Filtering, InputPolicy, Mapping, PortAllocation, Router};
+use netsim::{Egress, Filtering, InputPolicy, Ipv6, Mapping, PortAllocation, Router};
 
 use super::scenario::{Peer, Scenario, Site};
 
@@ -110,8 +110,8 @@ pub fn verdict(scenario: &Scenario, one: usize, other: usize) -> Verdict {
         return Verdict::NoSession;
     }
     let same_lan = one.site == other.site;
-    // Routed, and let in by a stateful firewall to which both sides have sent.
-    let ipv6 = here.ipv6 && there.ipv6;
+    // Routed, and let in by a stateful firewall to which both sides have sent, if there is one.
+    let ipv6 = [here, there].iter().all(|site| matches!(site.ipv6, Ipv6::Firewall | Ipv6::Open));
     if same_lan || ipv6 {
         return Verdict::Plain;
     }
@@ -190,12 +190,19 @@ mod tests {
                 expected,
                 "{one} {other}"
             );
-            let v6 = |kind: K| Site { ipv6: true, ..site(kind) };
+            let v6 = |kind: K| Site { ipv6: Ipv6::Open, ..site(kind) };
+            let over_ipv4 = expected;
             let expected = if expected == V::NoSession { expected } else { V::Plain };
             assert_eq!(
                 between(vec![v6(one), v6(other)], [peer(0, 0), peer(1, 0)]),
                 expected,
                 "{one} {other}, IPv6"
+            );
+            let broken = Site { ipv6: Ipv6::Broken, ..site(one) };
+            assert_eq!(
+                between(vec![broken, v6(other)], [peer(0, 0), peer(1, 0)]),
+                over_ipv4,
+                "{one} {other}, IPv6 that goes nowhere"
             );
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use netsim::{Egress, Filtering, Impairment, InputPolicy, Mapping, PortAllocation, Router, SiteConfig};
+use netsim::{Egress, Filtering, Impairment, InputPolicy, Ipv6, Mapping, PortAllocation, Router, SiteConfig};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -49,8 +49,8 @@ pub struct Site {
     pub routers: Vec<Router>,
     /// It is behind the second router of this site, which is its own as well.
     pub behind: Option<usize>,
-    /// Whether its hosts have IPv6.
-    pub ipv6: bool,
+    /// What IPv6 is like there.
+    pub ipv6: Ipv6,
     /// The third number of its LAN 192.168.*n*.0/24.
     pub lan: u8,
     /// Hosts on the LAN.
@@ -79,7 +79,7 @@ impl Site {
         Self {
             routers,
             behind: None,
-            ipv6: false,
+            ipv6: Ipv6::None,
             lan: 1,
             hosts: 1,
             up: Impairment::none(),
@@ -161,7 +161,13 @@ fn site(random: &mut StdRng, options: &Options) -> Site {
     let delays = [delay(random), delay(random)];
     let [up, down] = delays.map(|delay| line(random, delay, options));
     let lan = if random.random_bool(0.6) { 1 } else { random.random_range(2..5) };
-    Site { ipv6: random.random_bool(0.25), lan, up, down, delays, ..Site::new(routers) }
+    let ipv6 = match random.random_range(0..100) {
+        0..15 => Ipv6::Firewall,
+        15..22 => Ipv6::Open,
+        22..28 => Ipv6::Broken,
+        _ => Ipv6::None,
+    };
+    Site { ipv6, lan, up, down, delays, ..Site::new(routers) }
 }
 
 /// One more customer of a site's carrier.
@@ -291,7 +297,10 @@ impl fmt::Display for Site {
         }
         let [up, down] = self.delays.map(|delay| delay.as_secs_f64() * 1e3);
         write!(f, "; {up:.1} ms up, {down:.1} ms down, LAN 192.168.{}.0/24", self.lan)?;
-        if self.ipv6 { write!(f, ", IPv6") } else { Ok(()) }
+        match self.ipv6 {
+            Ipv6::None => Ok(()),
+            ipv6 => write!(f, ", IPv6 {}", ipv6.name()),
+        }
     }
 }
 
