@@ -58,16 +58,35 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
 const BIRTHDAY: (f64, i32) = (256.0, 740);
 
-/// The probability, from its least to its most, that one birthday attempt of two peers which begin together succeeds.
+/// What birthday probing can do for two peers which begin together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chance {
+    /// The probability that the first attempt succeeds, least and most.
+    pub first: (f64, f64),
+    /// Attempts that find as good conditions as the first.
+    pub attempts: i32,
+}
+
+impl Chance {
+    /// The most likely that no attempt succeeds. A random port that happens to be the socket's own is taken for one that was preserved, and then nobody probes: three
+    /// ports are seen.
+    pub fn never(&self) -> f64 {
+        (1.0 - self.first.0).powi(self.attempts) + 3.0 / 64_512.0
+    }
+}
+
+/// What birthday probing can do for two peers which begin together.
 ///
 /// The probes come first: one of N meets one of M mappings with 1 - (1 - M/64512)^N. The first of them leave while the last sockets are not yet open and the two sides
 /// begin up to 300 ms and half a round trip apart, so there is a range. Then as many fresh sockets knock, of which each finds its port among the N that are open with
 /// N/64512; but where the hard side's router has accepted the probes for itself, just these ports are taken, and there are no such doors.
-pub fn birthday(scenario: &Scenario, peers: (usize, usize)) -> (f64, f64) {
-    let hard = [peers.0, peers.1].into_iter().find_map(|index| {
-        let routers = &scenario.sites[scenario.peers[index].site].routers;
-        routers.iter().find(|router| router.mapping == Some(Mapping::AddressAndPortDependent))
-    });
+///
+/// Small tables are still full of the first attempt's flows when the second begins 40 s later, if they are remembered for longer than that; or if the hard side's router
+/// remembers probes as well as knocks.
+pub fn birthday(scenario: &Scenario, peers: (usize, usize)) -> Chance {
+    let mut routers =
+        [peers.0, peers.1].into_iter().flat_map(|index| &scenario.sites[scenario.peers[index].site].routers);
+    let hard = routers.clone().find(|router| router.mapping == Some(Mapping::AddressAndPortDependent));
     let accepts = hard.is_some_and(|router| router.input == InputPolicy::Accept);
     let (sockets, probes) = BIRTHDAY;
     let chance = |probes: i32| {
@@ -75,8 +94,13 @@ pub fn birthday(scenario: &Scenario, peers: (usize, usize)) -> (f64, f64) {
         let no_door = (1.0 - f64::from(probes) / 64_512.0).powf(sockets);
         1.0 - missed * if accepts { 1.0 } else { no_door }
     };
+    let full = routers.any(|router| {
+        let remembers = router.binding_lifetime.is_some_and(|lifetime| lifetime > Duration::from_secs(40));
+        router.most_flows.is_some() && (remembers || accepts)
+    });
     // Of the probes' 3 s.
-    (chance(probes * 17 / 20), chance(probes))
+    let first = (chance(probes * 17 / 20), chance(probes));
+    Chance { first, attempts: if full { 1 } else { 3 } }
 }
 
 /// What a chain of routers does to a host behind it.

@@ -7,7 +7,7 @@ use netsim::model::{Network, What};
 use peer_agent::Rung;
 
 use super::log::{Log, Trace};
-use super::oracle::{self, Verdict};
+use super::oracle::{self, Chance, Verdict};
 use super::peer::Peer;
 use super::scenario::{Options, Scenario};
 use super::server::{SIGNALLING, Server};
@@ -67,8 +67,8 @@ pub struct Pair {
     pub apart: Duration,
     /// How long a path may take; `None` where it is not sure to come although it is possible.
     pub bound: Option<Duration>,
-    /// The probability of a birthday attempt's success, least and most, if that is what the two depend on.
-    pub chance: Option<(f64, f64)>,
+    /// What birthday probing can do, if that is what the two depend on.
+    pub chance: Option<Chance>,
 }
 
 impl Pair {

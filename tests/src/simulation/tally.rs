@@ -19,9 +19,6 @@ const OUTCOMES: [&str; 6] = ["plain", "primed", "predicted", "birthday", "relaye
 /// Introductions that reach both sides within this time begin their birthday attempts together.
 const TOGETHER: Duration = Duration::from_millis(300);
 
-/// Birthday attempts of one search.
-const ATTEMPTS: i32 = 3;
-
 /// The first birthday attempt is over by then.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(8);
 
@@ -50,11 +47,11 @@ pub struct Birthdays {
     pub pairs: u64,
     /// Those that met in the first attempt.
     pub met_first: u64,
-    /// Those that never met.
+    /// Those that never met, though they had more attempts than one.
     pub never_met: u64,
     /// How many are expected to meet in the first attempt, least and most: the sums of the probabilities, and of their variances.
     pub first: [Expected; 2],
-    /// How many at most are expected to miss in every attempt.
+    /// How many of these are expected at most.
     pub never: Expected,
 }
 
@@ -86,14 +83,16 @@ impl Expected {
 
 impl Birthdays {
     fn add(&mut self, pair: &Pair) {
-        let Some((least, most)) = pair.chance.filter(|_| pair.apart < TOGETHER) else { return };
+        let Some(chance) = pair.chance.filter(|_| pair.apart < TOGETHER) else { return };
         self.pairs += 1;
         let met = matches!(pair.outcome, Outcome::Direct { after, .. } if after < FIRST_ATTEMPT);
         self.met_first += u64::from(met);
-        self.never_met += u64::from(pair.outcome == Outcome::Relayed);
-        self.first[0].add(least);
-        self.first[1].add(most);
-        self.never.add((1.0 - least).powi(ATTEMPTS));
+        self.first[0].add(chance.first.0);
+        self.first[1].add(chance.first.1);
+        if chance.attempts > 1 {
+            self.never_met += u64::from(pair.outcome == Outcome::Relayed);
+            self.never.add(chance.never());
+        }
     }
 
     fn merge(&mut self, other: Self) {
@@ -341,6 +340,7 @@ mod tests {
     use peer_agent::Rung;
 
     use super::*;
+    use crate::simulation::oracle::Chance;
 
     fn run(verdict: Verdict, outcome: Outcome) -> Run {
         let pair = Pair {
@@ -349,7 +349,7 @@ mod tests {
             outcome,
             apart: Duration::ZERO,
             bound: Some(Duration::from_secs(5)),
-            chance: (verdict == Verdict::Chance).then_some((0.966, 0.981)),
+            chance: (verdict == Verdict::Chance).then_some(Chance { first: (0.966, 0.981), attempts: 3 }),
         };
         Run { seed: 7, pairs: vec![pair], violations: Vec::new() }
     }
