@@ -32,7 +32,6 @@ mod gather;
 mod keep_alive;
 mod link;
 mod portmap;
-mod reflection;
 mod resolve;
 mod session;
 mod signalling;
@@ -41,6 +40,7 @@ mod tunnel;
 
 pub mod doctor;
 pub mod identity;
+pub mod reflection;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};

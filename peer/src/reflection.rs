@@ -33,20 +33,26 @@ struct Probe {
     outstanding: Vec<TransactionId>,
     next: Instant,
     mapped: Option<SocketAddr>,
+    /// Where it was mapped to first, in this network. All flows began together, so these tell how the NAT maps; a flow that was forgotten and has begun
+    /// anew shows a port of another time.
+    first: Option<SocketAddr>,
     unanswered_rounds: u32,
 }
 
 /// A datagram to send.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ProbeTransmit {
-    pub(crate) socket: SocketIndex,
-    pub(crate) destination: SocketAddr,
-    pub(crate) datagram: Vec<u8>,
+pub struct ProbeTransmit {
+    /// From which socket, by its owner's number.
+    pub socket: SocketIndex,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// A STUN message.
+    pub datagram: Vec<u8>,
 }
 
 /// The reflection client of one registration.
 #[derive(Debug)]
-pub(crate) struct Reflection {
+pub struct Reflection {
     registration: RegistrationId,
     key: Key,
     sequence: u64,
@@ -54,8 +60,8 @@ pub(crate) struct Reflection {
     random: StdRng,
     /// The port that the socket is bound to whose mapping is judged.
     local_port: u16,
-    /// What the signalling connection's source looked like to the server.
-    observed: SocketAddr,
+    /// What the signalling connection's source looked like to the server, in this network.
+    observed: Option<SocketAddr>,
     /// The relay has answered that it does not know the registration.
     disowned: bool,
     /// Longest pause between two requests to the same destination while all is well.
@@ -68,7 +74,11 @@ pub(crate) struct Reflection {
 impl Reflection {
     /// `local_port` is that of the IPv4 socket if there are destinations of IPv4; `observed` is where the server saw signalling come from. Binds through the first of `destinations`, which is on the relay's port and of the signalling connection's
     /// family; asks the others only to learn mappings. Bind requests count on from `sequence`.
-    pub(crate) fn new(
+    ///
+    /// # Errors
+    ///
+    /// When STUN does not allow the key.
+    pub fn new(
         registration: RegistrationId,
         key: &str,
         (observed, local_port): (SocketAddr, u16),
@@ -84,6 +94,7 @@ impl Reflection {
             outstanding: Vec::new(),
             next: now,
             mapped: None,
+            first: None,
             unanswered_rounds: 0,
         });
         Ok(Self {
@@ -93,7 +104,7 @@ impl Reflection {
             probes: probes.collect(),
             random: StdRng::seed_from_u64(seed),
             local_port,
-            observed,
+            observed: Some(observed),
             disowned: false,
             keep_alive: SAFE,
             signalling: None,
@@ -119,18 +130,18 @@ impl Reflection {
 
     /// Whether the relay knows the registration no longer: the server has been started anew, or the lease has lapsed. The answer cannot be
     /// authenticated, but only who sees our requests can forge it.
-    pub(crate) fn is_disowned(&self) -> bool {
+    pub fn is_disowned(&self) -> bool {
         self.disowned
     }
 
     /// When [`poll_transmit`](Self::poll_transmit) has something to send next.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let signalling = self.signalling.map(|_| self.renewed + self.keep_alive);
         self.probes.iter().map(|probe| probe.next).chain(signalling).min()
     }
 
     /// The next datagram that is due.
-    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<ProbeTransmit> {
         let bound = self.is_bound();
         let Some(probe) = self.probes.iter_mut().find(|probe| probe.next <= now) else {
             return self.renew_signalling(now);
@@ -171,12 +182,7 @@ impl Reflection {
     }
 
     /// Takes a STUN message. True when it answered one of ours.
-    pub(crate) fn handle_response(
-        &mut self,
-        source: SocketAddr,
-        message: &Received<'_>,
-        now: Instant,
-    ) -> bool {
+    pub fn handle_response(&mut self, source: SocketAddr, message: &Received<'_>, now: Instant) -> bool {
         let transaction = message.transaction();
         let Some(probe) = self
             .probes
@@ -198,6 +204,10 @@ impl Reflection {
         probe.unanswered_rounds = 0;
         probe.outstanding.clear();
         probe.next = now + self.keep_alive.mul_f64(self.random.random_range(0.9..1.0));
+        let before = *probe.first.get_or_insert(mapped);
+        if before.ip() != mapped.ip() {
+            self.moved(source, mapped, now);
+        }
         true
     }
 
@@ -218,13 +228,27 @@ impl Reflection {
         Some((bound.socket, bound.destination))
     }
 
+    /// One flow has another address than it had: another NAT, or none. All are asked at once how they begin there.
+    fn moved(&mut self, destination: SocketAddr, mapped: SocketAddr, now: Instant) {
+        self.observed = self.observed.filter(|observed| observed.is_ipv4() != mapped.is_ipv4());
+        for probe in &mut self.probes {
+            if probe.destination == destination {
+                probe.first = Some(mapped);
+            } else if probe.destination.is_ipv4() == destination.is_ipv4() {
+                probe.first = None;
+                probe.outstanding.clear();
+                probe.next = now;
+            }
+        }
+    }
+
     /// Whether the relay has answered a bind request: datagrams for us will come through.
-    pub(crate) fn is_bound(&self) -> bool {
+    pub fn is_bound(&self) -> bool {
         self.probes.iter().any(|probe| probe.bind && probe.mapped.is_some())
     }
 
     /// Bound, and the mapping is known as well as it will soon be: every destination has answered, or has let a first request go unanswered.
-    pub(crate) fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         let known = |probe: &Probe| {
             probe.mapped.is_some() || probe.outstanding.len() > 1 || probe.unanswered_rounds > 0
         };
@@ -232,12 +256,12 @@ impl Reflection {
     }
 
     /// Where it asks.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
         self.probes.iter().map(|probe| probe.destination)
     }
 
     /// The sockets' mapped addresses, each once.
-    pub(crate) fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
+    pub fn mapped(&self) -> Vec<(SocketIndex, SocketAddr)> {
         let mut all: Vec<_> =
             self.probes.iter().filter_map(|probe| Some((probe.socket, probe.mapped?))).collect();
         all.sort_unstable();
@@ -245,17 +269,16 @@ impl Reflection {
         all
     }
 
-    /// The NAT's mapping behaviour, from at least two destinations seen by one socket. IPv4 speaks for the whole when it is
+    /// The NAT's mapping behaviour, from at least two flows of one socket that began together. IPv4 speaks for the whole when it is
     /// there: IPv6 is hardly ever translated.
-    pub(crate) fn mapping(&self) -> Mapping {
+    pub fn mapping(&self) -> Mapping {
         let mut seen: BTreeMap<(bool, SocketIndex), Vec<SocketAddr>> = BTreeMap::new();
         for (index, probe) in self.probes.iter().enumerate() {
-            if let Some(mapped) = probe.mapped {
+            if let Some(mapped) = probe.first {
                 let views = seen.entry((mapped.is_ipv6(), probe.socket)).or_default();
                 // Signalling came from the same socket to a third port of the same host, and came first.
-                if index == 0 && self.observed.is_ipv4() == mapped.is_ipv4() {
-                    views.push(self.observed);
-                }
+                let observed = self.observed.filter(|observed| observed.is_ipv4() == mapped.is_ipv4());
+                views.extend(observed.filter(|_| index == 0));
                 views.push(mapped);
             }
         }
@@ -272,6 +295,8 @@ impl Reflection {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use rendezvous_wire::candidate::PortAllocation;
 
@@ -289,12 +314,16 @@ mod tests {
 
     /// Answers what is due, each destination with its own mapped port.
     fn answer(reflection: &mut Reflection, ports: [u16; 2], now: Instant) {
+        answer_from(reflection, address("203.0.113.5:1").ip(), ports, now);
+    }
+
+    fn answer_from(reflection: &mut Reflection, ip: IpAddr, ports: [u16; 2], now: Instant) {
         while let Some(transmit) = reflection.poll_transmit(now) {
             let request = Received::parse(&transmit.datagram).unwrap();
             let bind = request.username().is_some();
             let port = ports[usize::from(transmit.destination.port() == 3479)];
             let key = Key::new(KEY).unwrap();
-            let mapped = SocketAddr::new(address("203.0.113.5:1").ip(), port);
+            let mapped = SocketAddr::new(ip, port);
             let response =
                 stun::binding_success(request.transaction(), mapped, bind.then_some(&key)).unwrap();
             let response = Received::parse(&response).unwrap();
@@ -320,6 +349,39 @@ mod tests {
             answer(&mut other, ports, now);
             assert_eq!(other.mapping(), Mapping::AddressAndPortDependent(allocation));
         }
+    }
+
+    #[test]
+    fn what_flows_of_other_times_show_does_not_unsay_what_the_first_have_shown() {
+        let start = Instant::now();
+        for (first, expected) in [
+            ([1000, 1000], Mapping::EndpointIndependent),
+            ([1002, 1004], Mapping::AddressAndPortDependent(PortAllocation::Sequential)),
+            ([4000, 9002], Mapping::AddressAndPortDependent(PortAllocation::Preserving)),
+            ([31_001, 9002], Mapping::AddressAndPortDependent(PortAllocation::Random)),
+        ] {
+            let mut reflection = reflection(start);
+            answer(&mut reflection, first, start);
+            assert_eq!(reflection.mapping(), expected);
+            // Bindings that do not last until the next keep-alive: each is another then.
+            let mut ports = [2000, 2002];
+            for now in (1..20).map(|round| start + round * SAFE) {
+                answer(&mut reflection, ports, now);
+                assert_eq!(reflection.mapping(), expected, "{ports:?}");
+                ports = [ports[1] + 200, ports[0]];
+            }
+        }
+    }
+
+    #[test]
+    fn another_address_is_another_nat() {
+        let start = Instant::now();
+        let mut reflection = reflection(start);
+        answer(&mut reflection, [1000, 1000], start);
+        let elsewhere = address("203.0.113.77:1").ip();
+        answer_from(&mut reflection, elsewhere, [31_001, 9002], start + SAFE);
+        let random = Mapping::AddressAndPortDependent(PortAllocation::Random);
+        assert_eq!(reflection.mapping(), random);
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl Broker {
             }
             Request::Meet(meeting) => {
                 if self.may_meet(from, now)
-                    && let Some(both) = self.introductions.meet(from, meeting)
+                    && let Some(both) = self.introductions.meet(from, meeting, now)
                 {
                     for (side, number, meeting) in both {
                         self.notify(side, Notice::Meet(number, meeting));

@@ -1,6 +1,7 @@
 //! Introductions and the relay channels that live and die with them. Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use data_encoding::BASE64_NOPAD;
 use rand::rngs::StdRng;
@@ -167,11 +168,12 @@ impl Introductions {
         &mut self,
         from: RegistrationId,
         meeting: Meeting,
+        now: Instant,
     ) -> Option<[(RegistrationId, MeetingNumber, Meeting); 2]> {
         let introduction = meeting.introduction;
         let entry = self.entries.get_mut(&introduction)?;
         let side = entry.side(from)?;
-        let (number, [asker, target]) = entry.meeting.meet(side, meeting.doors)?;
+        let (number, [asker, target]) = entry.meeting.meet(side, meeting.doors, now)?;
         let part = |doors| Meeting { introduction, doors };
         Some([(entry.asker, number, part(target)), (entry.target, number, part(asker))])
     }

@@ -1,12 +1,14 @@
 //! How the two sides of an introduction are brought to act at the same moment. Pure.
 //!
 //! A meeting has two steps, and each waits for both sides: first each says where its flows will be seen, then each says that
-//! its NAT is open. What one side says twice, counts as it said it last.
+//! its NAT is open. What one side says twice, counts as it said it last. An offer that has waited too long counts no more: the sockets behind its doors are
+//! closed by now, and whoever were told of them would be one meeting behind the other from then on.
 
 use std::mem::take;
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use rendezvous_wire::message::MeetingNumber;
+use rendezvous_wire::message::{MeetingNumber, OFFER_LIFETIME};
 
 /// A side of an introduction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub(crate) struct MeetingState {
     /// Of the last meeting that began.
     number: u32,
     /// What each side has offered for the next one.
-    doors: [Option<Vec<SocketAddr>>; 2],
+    offers: [Option<(Instant, Vec<SocketAddr>)>; 2],
     primed: [bool; 2],
 }
 
@@ -31,14 +33,19 @@ impl MeetingState {
         &mut self,
         side: Side,
         doors: Vec<SocketAddr>,
+        now: Instant,
     ) -> Option<(MeetingNumber, [Vec<SocketAddr>; 2])> {
-        self.doors[side as usize] = Some(doors);
-        if self.doors.iter().any(Option::is_none) {
+        self.offers[side as usize] = Some((now, doors));
+        let stands = |offer: &Option<(Instant, Vec<SocketAddr>)>| {
+            offer.as_ref().is_some_and(|(since, _)| now.saturating_duration_since(*since) < OFFER_LIFETIME)
+        };
+        if !self.offers.iter().all(stands) {
             return None;
         }
         self.number = self.number.wrapping_add(1);
         self.primed = [false; 2];
-        Some((MeetingNumber(self.number), take(&mut self.doors).map(Option::unwrap_or_default)))
+        let doors = take(&mut self.offers).map(|offer| offer.map_or_else(Vec::new, |(_, doors)| doors));
+        Some((MeetingNumber(self.number), doors))
     }
 
     /// One side is primed for the meeting of this number. True once, when both are.
@@ -61,9 +68,9 @@ mod tests {
 
     #[test]
     fn a_meeting_begins_when_both_have_offered_and_goes_when_both_are_primed() {
-        let mut state = MeetingState::default();
-        assert_eq!(state.meet(Side::Asker, doors(1)), None);
-        let (number, offered) = state.meet(Side::Target, doors(2)).unwrap();
+        let (mut state, now) = (MeetingState::default(), Instant::now());
+        assert_eq!(state.meet(Side::Asker, doors(1), now), None);
+        let (number, offered) = state.meet(Side::Target, doors(2), now).unwrap();
         assert_eq!(offered, [doors(1), doors(2)]);
         assert!(!state.primed(Side::Target, number) && !state.primed(Side::Target, number));
         assert!(state.primed(Side::Asker, number));
@@ -72,16 +79,26 @@ mod tests {
 
     #[test]
     fn the_last_offer_counts_and_an_old_meeting_goes_nowhere() {
-        let mut state = MeetingState::default();
-        state.meet(Side::Target, doors(1));
-        state.meet(Side::Target, doors(2));
-        let (first, offered) = state.meet(Side::Asker, doors(3)).unwrap();
+        let (mut state, now) = (MeetingState::default(), Instant::now());
+        state.meet(Side::Target, doors(1), now);
+        state.meet(Side::Target, doors(2), now);
+        let (first, offered) = state.meet(Side::Asker, doors(3), now).unwrap();
         assert_eq!(offered, [doors(3), doors(2)]);
         state.primed(Side::Asker, first);
-        state.meet(Side::Asker, doors(4));
-        let (second, _) = state.meet(Side::Target, doors(5)).unwrap();
+        state.meet(Side::Asker, doors(4), now);
+        let (second, _) = state.meet(Side::Target, doors(5), now).unwrap();
         assert_ne!(first, second);
         assert!(!state.primed(Side::Target, first) && !state.primed(Side::Target, second));
         assert!(state.primed(Side::Asker, second));
+    }
+
+    #[test]
+    fn an_offer_that_nobody_has_taken_up_in_time_is_void() {
+        let (mut state, now) = (MeetingState::default(), Instant::now());
+        state.meet(Side::Asker, doors(1), now);
+        let late = now + OFFER_LIFETIME;
+        assert_eq!(state.meet(Side::Target, doors(2), late), None, "the asker has closed these doors");
+        let (_, offered) = state.meet(Side::Asker, doors(3), late).unwrap();
+        assert_eq!(offered, [doors(3), doors(2)]);
     }
 }

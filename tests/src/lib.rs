@@ -9,4 +9,5 @@ pub mod figures;
 pub mod household;
 pub mod process;
 pub mod program;
+pub mod simulation;
 pub mod world;

@@ -159,6 +159,12 @@ impl Conntrack {
         }
     }
 
+    /// Whether there are as many flows as that.
+    pub(super) fn holds_as_many(&mut self, most: usize, now: Instant) -> bool {
+        // Those that have expired are counted as well until somebody looks, which takes a while.
+        self.flows.len() - self.free.len() >= most && self.count(now) >= most
+    }
+
     /// How many flows are alive.
     pub(super) fn count(&mut self, now: Instant) -> usize {
         let dead = |flow: &Option<Flow>| flow.as_ref().is_some_and(|flow| flow.expires <= now);
@@ -221,10 +227,12 @@ mod tests {
         assert_eq!((found.way, found.source, found.destination), (Way::Reply, back.source, out.source));
         assert_eq!(table.latest(Protocol::Udp, out.source, start + 29 * S), Some(back.destination));
         assert_eq!(table.count(start + 58 * S), 1);
+        assert!(table.holds_as_many(1, start + 58 * S) && !table.holds_as_many(2, start + 58 * S));
         assert!(
             table.track(out, start + 59 * S).is_none()
                 && table.latest(Protocol::Udp, out.source, start).is_none()
         );
+        assert!(!table.holds_as_many(1, start + 59 * S));
         assert_eq!(table.count(start + 59 * S), 0);
         assert!(table.tuples.is_empty() && table.sources.is_empty() && table.ports.is_empty());
     }

@@ -161,9 +161,12 @@ impl Gateway {
             if packet.ttl <= 1 {
                 return Some(Verdict::Expired);
             }
-            let onward = Tuple { destination: inside, ..tuple };
-            if self.is_full(now) || !self.conntrack.insert(tuple, onward.inverse(), now) {
-                return Some(Verdict::Drop);
+            // What goes back is a flow of this one, except where each destination has a mapping of its own: filtering lets a packet in, and makes none.
+            if self.router.mapping == Some(Mapping::EndpointIndependent) {
+                let onward = Tuple { destination: inside, ..tuple };
+                if self.is_full(now) || !self.conntrack.insert(tuple, onward.inverse(), now) {
+                    return Some(Verdict::Drop);
+                }
             }
             inside
         };
@@ -191,7 +194,7 @@ impl Gateway {
     }
 
     fn is_full(&mut self, now: Instant) -> bool {
-        self.router.most_flows.is_some_and(|most| self.conntrack.count(now) >= most)
+        self.router.most_flows.is_some_and(|most| self.conntrack.holds_as_many(most, now))
     }
 
     fn keeps_bindings(&self, protocol: Protocol) -> bool {

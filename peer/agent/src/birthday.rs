@@ -166,6 +166,12 @@ impl Birthday {
         was_open.then_some(Action::Close)
     }
 
+    /// One knock was answered: there are no more in this attempt, but all sockets stay open until its end. Whoever answered may have room for a few of those
+    /// who knocked, and be busy with others than this one.
+    pub fn hold(&mut self) {
+        self.next = self.next.max(self.begin + ATTEMPT);
+    }
+
     /// A direct path was lost: attempts begin again, at the times that both sides know.
     pub fn resume(&mut self, now: Instant) {
         self.over = false;

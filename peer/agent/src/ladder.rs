@@ -25,7 +25,7 @@ const FIRST_EXTRA: u32 = 1 << 16;
 /// Hop limit of [`Reach::Near`]: past one's own router and a carrier's, and not as far as the other side's.
 const KNOCK_TTL: u8 = 3;
 
-/// How long after a selection sockets are kept that have won a path and not the choice.
+/// How long after a selection sockets are kept that have won a path and not the choice. Where none is selected, they are kept for a volley.
 const TIDY: Duration = Duration::from_secs(3);
 
 /// Most sockets that are adopted before one is selected: a few may meet at the same moment.
@@ -337,8 +337,12 @@ impl Ladder {
         let Some(extra) = self.extras.get_mut(&socket) else { return false };
         extra.adopted = true;
         tracing::debug!(%source, purpose = ?extra.purpose, "met");
-        if matches!(extra.purpose, Purpose::Knock(_)) {
-            self.stop_birthday(now);
+        if let (Purpose::Knock(_), Some(birthday)) = (extra.purpose, &mut self.birthday) {
+            birthday.hold();
+        }
+        if self.agent.selected().is_none() {
+            // By then its checks are over.
+            self.tidy = Some(now + self.agent.timers.volley());
         }
         self.outputs.push_back(Output::Adopt(socket));
         self.agent.add_reserved_socket(socket, source.into());
@@ -511,7 +515,7 @@ impl Ladder {
         self.outputs.push_back(Output::Transmit(Transmit { path, datagram, ttl }));
     }
 
-    /// Gives up the adopted sockets that were not selected.
+    /// Gives up the adopted sockets that were not selected: they make room for the next ones.
     fn tidy(&mut self, now: Instant) {
         self.tidy = None;
         for socket in self.extras.keys().copied().collect::<Vec<_>>() {

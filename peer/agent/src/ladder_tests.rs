@@ -193,6 +193,24 @@ fn the_hard_side_knocks_with_a_low_hop_limit_and_closes_what_it_opened() {
 }
 
 #[test]
+fn a_knock_that_was_answered_leaves_the_others_open_until_a_path_is_selected() {
+    let mut world = World::new([APDM, EIM]);
+    world.run(Duration::from_secs(1));
+    let knocks = world.open[0].clone();
+    // The other side has room for a few of those who knock, and may be busy with others than the first.
+    for (met, socket) in [knocks[3], knocks[9]].into_iter().enumerate() {
+        let check = world.ladders[1].agent.stray_check().unwrap();
+        let message = Received::parse(&check).unwrap();
+        assert!(world.ladders[0].handle_message(socket, address(1, OWN), &message, world.now));
+        world.pump(0);
+        assert_eq!(world.adopted[0].len(), met + 1);
+    }
+    assert_eq!(world.open[0].len(), knocks.len(), "none is closed, and no more are opened");
+    world.run(Duration::from_secs(8));
+    assert!(world.ladders[0].selected().is_none() && world.open[0].is_empty(), "they came to nothing");
+}
+
+#[test]
 fn probing_is_broken_off_when_the_relay_begins_to_lose() {
     let mut world = World::new([APDM, EIM]);
     world.run(Duration::from_secs(1));

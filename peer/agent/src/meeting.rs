@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rendezvous_wire::candidate::{Mapping, PortAllocation, is_probeable};
-use rendezvous_wire::message::{MAX_DOORS, MeetingNumber};
+use rendezvous_wire::message::{MAX_DOORS, MeetingNumber, OFFER_LIFETIME};
 use rendezvous_wire::stun::TransactionId;
 
 use crate::prediction::Sequence;
@@ -59,9 +59,10 @@ const RESTS: [Duration; 8] = [
 /// Between two requests to a reflector: RFC 8489, 6.2.1, has 500 ms at first; this is one of four requests, and the meeting waits for it.
 const RTO: Duration = Duration::from_millis(250);
 
-/// How long a meeting's steps may take: to measure, to hear of the other side's doors, to hear that it is primed.
+/// How long a meeting's steps may take: to measure, to hear of the other side's doors (for as long as the server keeps ours, and the way there and back), to hear
+/// that it is primed.
 const MEASURE: Duration = Duration::from_millis(1000);
-const OFFER: Duration = Duration::from_millis(2500);
+const OFFER: Duration = OFFER_LIFETIME.saturating_add(Duration::from_millis(500));
 const PRIME: Duration = Duration::from_millis(1500);
 
 /// When to knock, counted from the go; after the last the meeting is over. As in a volley, the first may be lost, or come too soon.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use serde::de::DeserializeOwned;
@@ -29,6 +30,9 @@ pub const MAX_POLICY_IDS: usize = 256;
 
 /// Most [`Meeting::doors`].
 pub const MAX_DOORS: usize = 24;
+
+/// How long a [`Meeting`] that one side asks for waits at the server for the other side. Whoever asks keeps its doors open a little longer.
+pub const OFFER_LIFETIME: Duration = Duration::from_secs(2);
 
 /// A registration's number: names it in bind requests. Not secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
