@@ -160,9 +160,10 @@ impl Signalling {
 
     /// From a first connection to the loss of the last.
     async fn session(&mut self) -> Result<Ended, ServerError> {
-        let connected = self.shell().race().await?;
         let shell = self.shell();
+        let connected = shell.race().await?;
         let Some(mut link) = shell.register(connected).await? else { return Ok(Ended::Over) };
+        let mut registered = false;
         let mut attempt: Option<Attempt<'_>> = link.is_stream().then(|| shell.back_to_udp());
         // What a connection still brings that another has taken the place of.
         let mut former: Option<Link> = None;
@@ -173,7 +174,12 @@ impl Signalling {
                     return Ok(Ended::Lost(ServerError::Lost { host: self.address.host.clone(), cause }));
                 }
                 notice = link.receive() => {
-                    if let Some(event) = shell.event(notice?, &mut link)
+                    let notice = match notice {
+                        Err(lost) if registered => return Ok(Ended::Lost(lost)),
+                        notice => notice?,
+                    };
+                    registered |= matches!(notice, Notice::Registered(_));
+                    if let Some(event) = shell.event(notice, &mut link)
                         && shell.events.send(event).await.is_err()
                     {
                         return Ok(Ended::Over);

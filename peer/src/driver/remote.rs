@@ -61,12 +61,12 @@ pub(super) struct RemoteState {
 /// An introduction in force.
 pub(super) struct Introduced {
     id: IntroductionId,
-    server: usize,
-    registration: RegistrationId,
-    way: Way,
+    pub(super) server: usize,
+    pub(super) registration: RegistrationId,
+    pub(super) way: Way,
     /// Addresses under which its channel was known before.
-    former: Vec<SocketAddr>,
-    channel: Channel,
+    pub(super) former: Vec<SocketAddr>,
+    pub(super) channel: Channel,
     pub(super) ladder: Ladder,
     ufrag: String,
     /// How the other side's NAT maps, by its own measure.
@@ -86,26 +86,6 @@ impl RemoteState {
     pub(super) fn registration(&self, server: usize) -> Option<RegistrationId> {
         let introduced = self.introduction.as_ref()?;
         (introduced.server == server).then_some(introduced.registration)
-    }
-
-    /// The relay at `server` is reached in another way. `None`: that is nothing to this remote.
-    pub(super) fn move_relay(
-        &mut self,
-        server: usize,
-        registration: RegistrationId,
-        way: &Way,
-    ) -> Option<()> {
-        let introduced = self.introduction.as_mut()?;
-        let same = introduced.server == server && introduced.registration == registration;
-        if !same || introduced.way == *way {
-            return None;
-        }
-        let former = std::mem::replace(&mut introduced.way, way.clone()).relay();
-        introduced.former.retain(|relay| *relay != former && *relay != way.relay());
-        if former != way.relay() {
-            introduced.former.push(former);
-        }
-        Some(())
     }
 
     /// The other side has left the introduction: what runs goes on, but nothing new begins here.
@@ -320,27 +300,13 @@ impl Driver {
         });
     }
 
-    fn route_over_relay(&mut self, key: Key, now: Instant) {
+    pub(super) fn route_over_relay(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let Some(introduced) = &state.introduction else { return };
         let route = introduced.way.route(introduced.channel);
         state.news.announce(introduced.way.path());
         if state.remote.switch(route, now) {
             state.kick();
-        }
-    }
-
-    /// The relay is reached in another way: its channel is known there too, and what is relayed goes there.
-    pub(super) fn rejoin_channel(&mut self, key: Key, now: Instant) {
-        let Some(state) = self.remotes.get(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
-        let known = (introduced.way.relay(), introduced.channel);
-        let relayed = matches!(**state.remote.route(), Route::Relay { .. } | Route::Stream { .. });
-        self.socket.update(|table| {
-            table.channels.insert(known, key);
-        });
-        if relayed {
-            self.route_over_relay(key, now);
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::message::Request;
+use rendezvous_wire::message::{RegistrationId, Request};
 use rendezvous_wire::relay::Channel;
 
 use crate::session::{Path, RelayTransport};
@@ -12,6 +12,7 @@ use crate::socket::{Route, SocketIndex};
 use crate::tunnel::Tunnel;
 use crate::tunnel::outlet::Outlet;
 
+use super::remote::RemoteState;
 use super::{Driver, Key};
 
 /// How long a stream that has been left stays open for what the relay still had in it.
@@ -88,6 +89,23 @@ impl Streams {
     }
 }
 
+impl RemoteState {
+    /// The relay at `server` is reached in another way. `None`: that is nothing to this remote.
+    fn move_relay(&mut self, server: usize, registration: RegistrationId, way: &Way) -> Option<()> {
+        let introduced = self.introduction.as_mut()?;
+        let same = introduced.server == server && introduced.registration == registration;
+        if !same || introduced.way == *way {
+            return None;
+        }
+        let former = std::mem::replace(&mut introduced.way, way.clone()).relay();
+        introduced.former.retain(|relay| *relay != former && *relay != way.relay());
+        if former != way.relay() {
+            introduced.former.push(former);
+        }
+        Some(())
+    }
+}
+
 impl Driver {
     /// The relay of a server is reached in another way: so is everybody whose channel hangs on our registration there.
     pub(super) fn move_relayed(&mut self, index: usize, now: Instant) {
@@ -111,9 +129,23 @@ impl Driver {
     /// UDP is back and it is known where we are seen: both sides of what is relayed can try for a direct path.
     pub(super) fn renew_relayed(&mut self, index: usize) {
         let relayed = self.remotes.values().filter(|state| state.is_live() && state.selected.is_none());
-        let introductions: Vec<_> = relayed.filter_map(super::RemoteState::introduction_id).collect();
+        let introductions: Vec<_> = relayed.filter_map(RemoteState::introduction_id).collect();
         for (_, introduction) in introductions.into_iter().filter(|(server, _)| *server == index) {
             self.request(index, Request::Renew(introduction));
+        }
+    }
+
+    /// The relay is reached in another way: its channel is known there too, and what is relayed goes there.
+    fn rejoin_channel(&mut self, key: Key, now: Instant) {
+        let Some(state) = self.remotes.get(&key) else { return };
+        let Some(introduced) = &state.introduction else { return };
+        let known = (introduced.way.relay(), introduced.channel);
+        let relayed = matches!(**state.remote.route(), Route::Relay { .. } | Route::Stream { .. });
+        self.socket.update(|table| {
+            table.channels.insert(known, key);
+        });
+        if relayed {
+            self.route_over_relay(key, now);
         }
     }
 }
