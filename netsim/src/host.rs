@@ -127,6 +127,10 @@ impl Host {
         self.0.netns.enter()
     }
 
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.0.netns
+    }
+
     /// The host's network namespace, for `setns(2)`.
     pub fn enter_fd(&self) -> BorrowedFd<'_> {
         self.0.netns.as_fd()

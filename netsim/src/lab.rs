@@ -198,7 +198,7 @@ impl Lab {
         let buildable = other.routers.len() == 2
             && home.iter().all(|router| router.is_buildable() && router.mapping.is_some())
             && home.len() == 1
-            && (other.config.ipv6.is_there() || !config.ipv6.is_there());
+            && (other.plan.config.ipv6.is_there() || !config.ipv6.is_there());
         if !buildable {
             return Err(BuildError::Unsupported(name.to_owned()));
         }

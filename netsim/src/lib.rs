@@ -17,6 +17,7 @@ mod ipv6;
 mod lab;
 mod link;
 pub mod model;
+mod moving;
 mod namespace;
 mod port_mapping;
 pub mod probe;

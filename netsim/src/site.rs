@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crate::address;
 use crate::host::Host;
 use crate::ipv6::Ipv6;
 use crate::link::{Impairment, Link};
@@ -13,6 +15,7 @@ use crate::namespace::Namespace;
 use crate::port_mapping::{PortMapper, PortMapping};
 use crate::router::{InputPolicy, Mapping, PortAllocation, Router, RouterKind};
 use crate::tool::{self, ToolError};
+use crate::wiring::Plan;
 
 /// What a site is like.
 ///
@@ -186,13 +189,14 @@ pub struct Site(Arc<SiteState>);
 
 #[derive(Debug)]
 pub(crate) struct SiteState {
-    pub(crate) name: String,
-    pub(crate) config: SiteConfig,
+    pub(crate) plan: Plan,
     /// Whose line it is on: its own number, or that of the first customer of its carrier.
     pub(crate) line: u8,
     pub(crate) wan_ipv4: Ipv4Addr,
     pub(crate) wan_ipv6: Option<Ipv6Addr>,
     pub(crate) hosts: Vec<Host>,
+    /// Hosts that have moved in.
+    pub(crate) guests: AtomicU8,
     pub(crate) edge: Namespace,
     pub(crate) routers: Vec<Namespace>,
     pub(crate) link: Option<Arc<Link>>,
@@ -210,17 +214,17 @@ impl Site {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.plan.name
     }
 
     /// The kind of its router, unless it was described by hand.
     pub fn kind(&self) -> Option<RouterKind> {
-        self.0.config.kind
+        self.0.plan.config.kind
     }
 
     /// Its routers as they were described, the one nearest to the hosts first.
     pub fn routers(&self) -> &[Router] {
-        &self.0.config.routers
+        &self.0.plan.config.routers
     }
 
     /// Host number `index`, counted from zero.
@@ -235,6 +239,19 @@ impl Site {
     /// All its hosts.
     pub fn hosts(&self) -> &[Host] {
         &self.0.hosts
+    }
+
+    /// A number for one more host of its LAN, and what such a host is like; `None` when there is no room.
+    pub(crate) fn welcome(&self) -> Option<(u8, &Plan)> {
+        let first = self.0.plan.config.hosts;
+        let room = |guests: u8| (first + guests < address::MOST_HOSTS).then_some(guests + 1);
+        let guests = self.0.guests.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some((first + guests, &self.0.plan))
+    }
+
+    /// Its router nearest to the hosts.
+    pub(crate) fn home(&self) -> &Namespace {
+        &self.0.routers[0]
     }
 
     /// The address of its outermost router on the internet.

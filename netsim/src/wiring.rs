@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::thread;
 
 use crate::address::{self, SiteAddresses};
@@ -11,6 +12,7 @@ use crate::lab::{BuildError, Lab};
 use crate::link::{Link, LinkError};
 use crate::namespace::Namespace;
 use crate::port_mapping::PortMapper;
+use crate::process::Spawner;
 use crate::router::Router;
 use crate::site::{SiteConfig, SiteState};
 use crate::tool;
@@ -52,11 +54,12 @@ pub(crate) fn host_namespace(ipv6: bool) -> Result<Namespace, BuildError> {
     Namespace::new(&[&HOST_V4, family].concat()).map_err(BuildError::Namespace)
 }
 
-/// What a site will be: its configuration and the addresses that follow from its place in the lab.
+/// What a site is to be: its configuration and the addresses that follow from its place in the lab.
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    name: String,
+    pub(crate) name: String,
     index: u8,
-    config: SiteConfig,
+    pub(crate) config: SiteConfig,
     at: SiteAddresses,
     /// The /24 of the hosts.
     lan: Ipv4Addr,
@@ -82,7 +85,7 @@ impl Carrier {
         Self {
             line: site.line,
             customer,
-            description: site.config.routers[1].clone(),
+            description: site.plan.config.routers[1].clone(),
             edge: site.edge.clone(),
             router: site.routers[1].clone(),
             link: site.link.clone(),
@@ -139,28 +142,32 @@ impl Plan {
         if let Some(mapper) = &port_mapper {
             mapper.start()?;
         }
-        let translated = self.config.routers[0].mapping.is_some();
         let hosts = (0..).zip(&namespaces.hosts).map(|(number, netns)| {
             let name = if number == 0 { self.name.clone() } else { format!("{}.{number}", self.name) };
-            let v4 = address::lan_host_v4(self.lan, number);
-            let v6 = self.config.ipv6.is_there().then(|| self.at.host_v6(number));
-            let reflexive = if translated { self.line().wan_v4() } else { v4 };
-            let v4 = self.config.ipv6.leaves_ipv4().then_some(v4);
-            let addresses = (Vec::from_iter(v4), Vec::from_iter(v6));
-            Host::new(name, addresses, reflexive, netns.clone(), Arc::clone(&lab.spawner))
+            self.host(name, number, netns.clone(), Arc::clone(&lab.spawner))
         });
         Ok(SiteState {
             hosts: hosts.collect(),
+            guests: AtomicU8::new(0),
             line: self.carrier.as_ref().map_or(self.index, |carrier| carrier.line),
             wan_ipv4: self.line().wan_v4(),
             wan_ipv6: self.config.ipv6.is_there().then(|| self.line().wan_v6()),
-            name: self.name,
-            config: self.config,
             edge: namespaces.edge,
             routers: namespaces.routers,
             link,
             port_mapper,
+            plan: self,
         })
+    }
+
+    /// Host number `number` of its LAN, which lives in `netns`.
+    pub(crate) fn host(&self, name: String, number: u8, netns: Namespace, spawner: Arc<Spawner>) -> Host {
+        let v4 = address::lan_host_v4(self.lan, number);
+        let v6 = self.config.ipv6.is_there().then(|| self.at.host_v6(number));
+        let translated = self.config.routers[0].mapping.is_some();
+        let reflexive = if translated { self.line().wan_v4() } else { v4 };
+        let v4 = self.config.ipv6.leaves_ipv4().then_some(v4);
+        Host::new(name, (Vec::from_iter(v4), Vec::from_iter(v6)), reflexive, netns, spawner)
     }
 
     fn namespaces(&self) -> Result<Namespaces, BuildError> {
@@ -395,7 +402,7 @@ impl Plan {
         batch
     }
 
-    fn host_batch(&self, number: u8) -> String {
+    pub(crate) fn host_batch(&self, number: u8) -> String {
         let (host, gateway) = (address::lan_host_v4(self.lan, number), address::lan_gateway_v4(self.lan));
         let mut batch = String::from("link set lo up\nlink set eth0 up\n");
         if self.config.ipv6.leaves_ipv4() {

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         trial("ipv6_hosts_are_behind_a_firewall", ipv6_hosts_are_behind_a_firewall),
         trial("labs_side_by_side_do_not_meet", labs_side_by_side_do_not_meet),
         trial("a_cut_works_in_each_direction_and_heals", a_cut_works_in_each_direction_and_heals),
+        trial("a_host_moves_with_its_sockets", a_host_moves_with_its_sockets),
         trial("a_dropped_child_is_killed", a_dropped_child_is_killed),
         trial("a_program_behaves_as_with_std", a_program_behaves_as_with_std),
         trial("nothing_is_left_after_a_drop", nothing_is_left_after_a_drop),
@@ -229,6 +230,30 @@ fn a_cut_works_in_each_direction_and_heals() -> TestResult {
     }
     site.restore()?;
     assert!(passes(&inside, &outside) && passes(&outside, &inside));
+    Ok(())
+}
+
+fn a_host_moves_with_its_sockets() -> TestResult {
+    let mut lab = Lab::new(1)?;
+    let server = lab.add_server("s")?;
+    let home = lab.add_site("a", SiteConfig::new(RouterKind::EimApdf).ipv6(true))?;
+    let away = lab.add_site("b", SiteConfig::new(RouterKind::EimApdf).ipv6(true))?;
+    let reflector = udp(&server, server.ipv4(), 3478);
+    let host = home.host(0);
+    let socket = host.run(|| std::net::UdpSocket::bind("0.0.0.0:40000"))?;
+    let mut at = host.clone();
+    for site in [&away, &home, &away] {
+        at = lab.move_host(&at, site)?;
+        assert!(site.hosts().iter().all(|host| host.ipv4() != at.ipv4()), "{}", at.ipv4());
+        socket.send_to(b"here", reflector.local_addr()?)?;
+        let (_, seen) = receive(&reflector)?;
+        assert_eq!(seen.ip(), site.wan_ipv4());
+        assert_eq!(at.reflexive_ipv4(), site.wan_ipv4());
+        reflector.send_to(b"there", seen)?;
+        receive(&socket)?;
+        let v6 = at.ipv6().expect("both sites have IPv6");
+        assert!(connects(&at, &server, server.ipv6().expect("servers have it").into()), "from {v6}");
+    }
     Ok(())
 }
 
