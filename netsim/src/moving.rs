@@ -28,11 +28,13 @@ impl Lab {
                 netns.path()
             ),
         )?;
-        tool::ip(netns, &at.host_batch(number))?;
+        // The cable works before anybody hears of addresses, as it does where those come by DHCP.
+        tool::ip(netns, "link set eth0 up\n")?;
         [router, netns]
             .into_iter()
             .try_for_each(crate::namespace::Namespace::wait_for_carrier)
             .map_err(BuildError::Namespace)?;
+        tool::ip(netns, &at.host_batch(number))?;
         Ok(at.host(host.name().to_owned(), number, netns.clone(), Arc::clone(&self.spawner)))
     }
 }

@@ -29,8 +29,9 @@ const MTU_PROBE_INTERVAL: Duration = Duration::from_secs(20);
 /// costs 300 ms and not a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// A session with nothing coming in for this long is over.
-const IDLE: Duration = Duration::from_secs(60);
+/// A session with nothing coming in for this long is over. A machine that sleeps for ten minutes finds its sessions alive; one that is gone for good is
+/// known as such this late, since nobody can tell the two apart.
+const IDLE: Duration = Duration::from_mins(15);
 
 /// Keeps a quiet session from being idle.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

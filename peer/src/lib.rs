@@ -31,6 +31,7 @@ mod explain;
 mod gather;
 mod keep_alive;
 mod link;
+mod network;
 mod portmap;
 mod resolve;
 mod session;

@@ -62,6 +62,8 @@ pub struct Reflection {
     local_port: u16,
     /// What the signalling connection's source looked like to the server, in this network.
     observed: Option<SocketAddr>,
+    /// When the relay has answered a bind request last.
+    answered: Option<Instant>,
     /// The relay has answered that it does not know the registration.
     disowned: bool,
     /// Longest pause between two requests to the same destination while all is well.
@@ -105,6 +107,7 @@ impl Reflection {
             random: StdRng::seed_from_u64(seed),
             local_port,
             observed: Some(observed),
+            answered: None,
             disowned: false,
             keep_alive: SAFE,
             signalling: None,
@@ -121,6 +124,29 @@ impl Reflection {
         for probe in &mut self.probes {
             probe.next = probe.next.min(now + interval);
         }
+    }
+
+    /// The machine is in another network: nothing that was seen holds, and the relay must hear of it at once.
+    pub(crate) fn handle_network_change(&mut self, now: Instant) {
+        self.observed = None;
+        for probe in &mut self.probes {
+            probe.mapped = None;
+            probe.first = None;
+        }
+        self.ask_anew(now);
+    }
+
+    /// Asks every destination at once, as if nothing had been asked lately.
+    pub(crate) fn ask_anew(&mut self, now: Instant) {
+        for probe in &mut self.probes {
+            probe.outstanding.clear();
+            probe.next = now;
+        }
+    }
+
+    /// Whether the relay has answered a bind request since then.
+    pub(crate) fn has_answered_since(&self, moment: Instant) -> bool {
+        self.answered.is_some_and(|answered| answered >= moment)
     }
 
     /// Where the relay saw us last.
@@ -150,6 +176,7 @@ impl Reflection {
             probe.outstanding.clear();
             probe.unanswered_rounds += 1;
             probe.mapped = None;
+            self.observed = None;
         }
         let transaction = TransactionId(self.random.random());
         let datagram = if probe.bind {
@@ -201,6 +228,9 @@ impl Reflection {
         }
         let Some(mapped) = message.mapped_address() else { return false };
         probe.mapped = Some(mapped);
+        if probe.bind {
+            self.answered = Some(now);
+        }
         probe.unanswered_rounds = 0;
         probe.outstanding.clear();
         probe.next = now + self.keep_alive.mul_f64(self.random.random_range(0.9..1.0));
@@ -440,6 +470,32 @@ mod tests {
             }
             assert_eq!(last[&443] > start, renews);
         }
+    }
+
+    #[test]
+    fn a_new_binding_is_no_sign_of_a_dependent_mapping() {
+        let mut now = Instant::now();
+        let mut reflection = reflection(now);
+        answer(&mut reflection, [1000, 1000], now);
+        // The router was started anew, and gives another port, to everybody the same.
+        now += SAFE;
+        answer(&mut reflection, [2000, 2000], now);
+        assert_eq!(reflection.mapping(), Mapping::EndpointIndependent);
+        assert_eq!(reflection.mapped(), [(0, address("203.0.113.5:2000"))]);
+    }
+
+    #[test]
+    fn in_another_network_everything_is_asked_at_once_and_nothing_old_is_told() {
+        let mut now = Instant::now();
+        let mut reflection = reflection(now);
+        answer(&mut reflection, [1000, 1000], now);
+        now += Duration::from_secs(1);
+        assert!(reflection.poll_timeout().unwrap() > now);
+        reflection.handle_network_change(now);
+        assert_eq!(reflection.poll_timeout(), Some(now));
+        assert!(!reflection.is_bound() && reflection.mapped().is_empty());
+        answer(&mut reflection, [3000, 3000], now);
+        assert_eq!(reflection.mapping(), Mapping::EndpointIndependent);
     }
 
     #[test]

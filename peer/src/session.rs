@@ -154,6 +154,11 @@ impl PathNews {
         });
     }
 
+    /// The path that carries datagrams now.
+    pub(crate) fn path(&self) -> Option<Path> {
+        *self.path.borrow()
+    }
+
     pub(crate) fn note(&self, change: impl FnOnce(&mut Milestones)) {
         change(&mut self.milestones.lock().unwrap_or_else(PoisonError::into_inner));
     }

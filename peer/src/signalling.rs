@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use quinn::Connection;
 use rand::Rng as _;
 use rendezvous_wire::message::{Notice, Request};
@@ -151,6 +152,7 @@ impl Signalling {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
+                    () = self.void.notified() => break,
                     request = self.requests.recv() => if request.is_none() { return },
                 }
             }
@@ -162,6 +164,8 @@ impl Signalling {
     async fn session(&mut self) -> Result<Ended, ServerError> {
         let shell = self.shell();
         let connected = shell.race().await?;
+        // What was void is no more.
+        let _ = self.void.notified().now_or_never();
         let Some(mut link) = shell.register(connected).await? else { return Ok(Ended::Over) };
         let mut registered = false;
         let mut attempt: Option<Attempt<'_>> = link.is_stream().then(|| shell.back_to_udp());
@@ -170,8 +174,8 @@ impl Signalling {
         loop {
             let connected = tokio::select! {
                 () = self.void.notified() => {
-                    let cause = "it no longer knows this registration".to_owned();
-                    return Ok(Ended::Lost(ServerError::Lost { host: self.address.host.clone(), cause }));
+                    attempt = Some(shell.anew());
+                    continue;
                 }
                 notice = link.receive() => {
                     let notice = match notice {
@@ -290,6 +294,11 @@ impl Shell {
             }
             quic => quic,
         }
+    }
+
+    /// Connects once more, while the old connection may or may not be alive.
+    fn anew(&self) -> Attempt<'_> {
+        Box::pin(async { self.race().await.ok() })
     }
 
     /// Tries UDP until it works.

@@ -17,6 +17,7 @@ mod matrix;
 mod networks;
 mod poisoned;
 mod portmap;
+mod roaming;
 mod tcp;
 mod transfer;
 
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
     trials.extend(poisoned::trials());
+    trials.extend(roaming::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
     trials.extend(doctor::trials());

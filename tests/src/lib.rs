@@ -9,5 +9,6 @@ pub mod figures;
 pub mod household;
 pub mod process;
 pub mod program;
+pub mod pulse;
 pub mod simulation;
 pub mod world;

@@ -153,6 +153,18 @@ impl Program {
         }
     }
 
+    /// The first event that `wanted` takes of those that are still to come.
+    ///
+    /// # Errors
+    ///
+    /// As [`event`](Self::event).
+    pub fn later(&mut self, wanted: impl Fn(&Value) -> bool, patience: Duration) -> anyhow::Result<Value> {
+        let seen = std::mem::take(&mut self.seen);
+        let event = self.event(wanted, patience);
+        self.seen.splice(0..0, seen);
+        event
+    }
+
     /// The first event of this name.
     ///
     /// # Errors

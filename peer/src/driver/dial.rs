@@ -214,6 +214,10 @@ impl Driver {
     }
 
     pub(super) fn not_introduced(&mut self, request: RequestId, reason: NotIntroduced, now: Instant) {
+        if let Some(state) = self.renewing(request).and_then(|key| self.remotes.get_mut(&key)) {
+            state.renewal.refused(&mut rand::rng(), now);
+            return;
+        }
         let Some((key, server)) = self.asked(request) else { return };
         if reason == NotIntroduced::Unavailable && self.ask(key, server + 1) {
             return;
@@ -233,6 +237,10 @@ impl Driver {
         introduction: Introduction,
         now: Instant,
     ) {
+        if let Some(key) = self.renewing(request) {
+            self.renewed(key, server, introduction, now);
+            return;
+        }
         let Some((key, _)) = self.asked(request) else {
             // The dial has ended, or has yielded to the other side's.
             self.request_close((server, introduction.introduction));
@@ -288,12 +296,15 @@ impl Driver {
         }
     }
 
-    pub(super) fn introduction_closed(&mut self, server: usize, introduction: IntroductionId) {
+    pub(super) fn introduction_closed(&mut self, server: usize, introduction: IntroductionId, now: Instant) {
         let state =
             self.remotes.values_mut().find(|state| state.introduction_id() == Some((server, introduction)));
         if let Some(state) = state {
             tracing::debug!(peer = %state.peer.short(), "the introduction was closed");
             state.close_introduction();
+            if state.has_connections() && state.selected.is_none() {
+                state.renewal.want_still(now);
+            }
         }
     }
 

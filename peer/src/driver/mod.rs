@@ -9,12 +9,15 @@
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
 //! | [`remote`] | a remote endpoint: its agent, its route, its end |
+//! | [`roaming`] | another network; [`renewal`], when to be introduced anew |
 
 mod dial;
 mod extras;
 mod gate;
 mod loss;
 mod remote;
+mod renewal;
+mod roaming;
 mod servers;
 mod way;
 
@@ -36,6 +39,7 @@ use crate::endpoint::ConnectError;
 use crate::explain::Explanation;
 use crate::keep_alive::Measurement;
 use crate::link::{Reached, Registering};
+use crate::network;
 use crate::portmap::Mapped;
 use crate::session::Session;
 use crate::signalling::ServerError;
@@ -94,6 +98,8 @@ pub(crate) enum Event {
     PortMapped { mapped: Option<Mapped> },
     /// Say why a remote's path is what it is.
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
+    /// The network has changed, or the machine has slept.
+    NetworkChanged(network::Change),
     /// Close everything.
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -138,6 +144,10 @@ pub(crate) struct Driver {
     next_request: u64,
     next_dial: u64,
     next_sweep: Instant,
+    /// The network has changed lately.
+    fresh_until: Option<Instant>,
+    /// What we offer has changed, and more may be learnt.
+    offer_pending: bool,
     shutdown: Option<Shutdown>,
 }
 
@@ -180,6 +190,8 @@ impl Driver {
             next_request: 1,
             next_dial: 1,
             next_sweep: Instant::now() + SWEEP,
+            fresh_until: None,
+            offer_pending: false,
             shutdown: None,
         };
         let mut known = BTreeSet::new();
@@ -214,6 +226,7 @@ impl Driver {
             }
         });
         let _accepting = AbortOnDrop(accepting);
+        let _watching = AbortOnDrop(tokio::spawn(network::watch(self.socket.clone(), self.events())));
         while !self.is_shut_down(Instant::now()) {
             let wake = self.next_wake();
             tokio::select! {
@@ -265,6 +278,7 @@ impl Driver {
                     explanation.map(|explanation| Explanation { candidates, over, ..explanation });
                 let _ = reply.send(explanation);
             }
+            Event::NetworkChanged(change) => self.network_changed(change, now),
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),
         }
     }
@@ -278,7 +292,7 @@ impl Driver {
                 None => self.introduced_unasked(server, introduction, now),
             },
             Notice::NotIntroduced(request, reason) => self.not_introduced(request, reason, now),
-            Notice::Closed(introduction) => self.introduction_closed(server, introduction),
+            Notice::Closed(introduction) => self.introduction_closed(server, introduction, now),
             Notice::Meet(number, meeting) => self.met(server, number, &meeting, now),
             Notice::Go(introduction, number) => self.go((server, introduction), number, now),
         }
@@ -338,8 +352,10 @@ impl Driver {
                 self.pump(key, now);
             }
         }
+        self.pump_renewals(now);
         if self.next_sweep <= now {
             self.sweep(now);
+            self.refresh_policy();
             self.next_sweep = now + SWEEP;
         }
     }

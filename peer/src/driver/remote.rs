@@ -1,7 +1,7 @@
 //! One remote endpoint: the agent that finds paths to it, the route in use, its sessions, its end.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::socket::{Remote, Route, StunDatagram};
 use super::dial::Dial;
 use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
+use super::renewal::Renewal;
 use super::way::Way;
 use super::{Driver, Key};
 
@@ -42,6 +43,8 @@ pub(super) struct RemoteState {
     pub(super) news: PathNews,
     pub(super) introduced_at: Option<Instant>,
     pub(super) introduction: Option<Introduced>,
+    /// Whether it is to be made anew.
+    pub(super) renewal: Renewal,
     pub(super) dials: Vec<Dial>,
     pub(super) sessions: Vec<WeakSession>,
     /// Where its QUIC comes from, the latest last.
@@ -80,6 +83,12 @@ pub(super) struct Introduced {
 impl RemoteState {
     pub(super) fn introduction_id(&self) -> Option<(usize, IntroductionId)> {
         self.introduction.as_ref().map(|introduced| (introduced.server, introduced.id))
+    }
+
+    /// Where its introduction can be made anew: the server, our registration there, and its number.
+    pub(super) fn renewable(&self) -> Option<(usize, RegistrationId, IntroductionId)> {
+        let introduced = self.introduction.as_ref().filter(|introduced| !introduced.closed)?;
+        Some((introduced.server, introduced.registration, introduced.id))
     }
 
     /// The registration at `server` that this remote's relay channel hangs on.
@@ -143,7 +152,7 @@ impl RemoteState {
         let ladder = self.introduction.as_ref().and_then(|introduced| introduced.ladder.poll_timeout());
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
-        ladder.into_iter().chain(dials).min()
+        ladder.into_iter().chain(dials).chain(self.renewal.poll_timeout()).min()
     }
 
     pub(super) fn handle_timeout(&mut self, budget: &mut Budget, now: Instant) {
@@ -210,6 +219,7 @@ impl Driver {
                 news: PathNews::new(self.events_tx.clone(), key),
                 introduced_at: None,
                 introduction: None,
+                renewal: Renewal::default(),
                 dials: Vec::new(),
                 sessions: Vec::new(),
                 sources: VecDeque::new(),
@@ -259,6 +269,7 @@ impl Driver {
         state.instance = Some(introduction.instance);
         state.introduced_at = Some(now);
         state.keep_until = now + UNUSED;
+        state.renewal.done();
         state.news.note(|milestones| {
             milestones.introduced.get_or_insert(now);
         });
@@ -279,8 +290,11 @@ impl Driver {
             table.channels.insert((relay, introduction.channel), key);
         });
         tracing::debug!(peer = %state.peer.short(), mapping = %introduction.mapping, candidates = introduction.candidates.len(), "introduced");
+        state.selected = None;
         self.route_over_relay(key, now);
-        if let Some(state) = self.remotes.get(&key) {
+        if let Some(state) = self.remotes.get_mut(&key) {
+            // The other side may have been away for long, and neither has had an answer to anything.
+            state.kick();
             self.socket.flush(&state.remote);
         }
         self.pump(key, now);
@@ -308,6 +322,19 @@ impl Driver {
         if state.remote.switch(route, now) {
             state.kick();
         }
+    }
+
+    /// Leaves a direct path, unless it begins at an address that this machine has had all along.
+    pub(super) fn leave_unless_kept(&mut self, key: Key, kept: &BTreeSet<IpAddr>, now: Instant) {
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let Some(Path::Direct { local, remote, .. }) = state.news.path() else { return };
+        let here = local_address(Some(SocketAddr::new(unspecified(local), local.port())), remote);
+        if here == local && kept.contains(&local.ip()) {
+            return;
+        }
+        tracing::debug!(peer = %state.peer.short(), %local, "the direct path began in another network");
+        state.selected = None;
+        self.route_over_relay(key, now);
     }
 
     /// The handshake is confirmed: a direct path may carry data.
@@ -492,6 +519,11 @@ impl Driver {
             table.sources.retain(|_, owner| *owner != key);
         });
     }
+}
+
+/// Any address, of the same family.
+fn unspecified(address: SocketAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// The address that the system sends from on the way to `remote`; what the socket is bound to when it does not say.

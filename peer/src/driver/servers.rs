@@ -1,14 +1,17 @@
 //! Rendezvous servers as the driver knows them: registration, reflection, and the candidates that come of it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use rendezvous_wire::RendezvousAddress;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
-use rendezvous_wire::message::{IntroductionId, Register, Registered, RegistrationId, Request};
+use rendezvous_wire::message::{
+    IntroductionId, IntroductionPolicy, MAX_POLICY_IDS, Register, Registered, RegistrationId, Request,
+};
 use rendezvous_wire::stun::Received;
+use rendezvous_wire::{PeerId, RendezvousAddress};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::doctor::BindingLifetime;
@@ -22,6 +25,7 @@ use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route};
 
+use super::roaming::ANSWER;
 use super::way::{Streams, Way};
 use super::{Driver, Event, Online};
 
@@ -48,6 +52,8 @@ pub(super) struct Server {
     sequence: u64,
     /// The relay is reached over UDP again, and those whom we have sessions with are to hear where we are seen.
     renews: bool,
+    /// Since when, and until when, the relay is to answer.
+    answer_by: Option<(Instant, Instant)>,
 }
 
 /// Whether a server can be used.
@@ -113,7 +119,8 @@ impl Server {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let reflections = self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout());
         let measurement = self.up().and_then(|_| self.keep_alive.poll_timeout());
-        reflections.chain(measurement).chain(self.streams.poll_timeout()).min()
+        let answer = self.answer_by.map(|(_, until)| until);
+        reflections.chain(measurement).chain(self.streams.poll_timeout()).chain(answer).min()
     }
 
     /// Has all reflection clients renew as often as is right now.
@@ -129,6 +136,50 @@ impl Server {
         for (_, reflection) in &mut self.reflections {
             reflection.set_keep_alive(interval, signalling, now);
         }
+    }
+
+    /// The machine is in another network.
+    pub(super) fn handle_network_change(&mut self, now: Instant) {
+        for (_, reflection) in &mut self.reflections {
+            reflection.handle_network_change(now);
+        }
+        self.answer_by = Some((now, now + ANSWER));
+    }
+
+    /// Has the relay asked at once whether it still knows us, and where.
+    pub(super) fn ask_anew(&mut self, now: Instant) {
+        for (_, reflection) in &mut self.reflections {
+            reflection.ask_anew(now);
+        }
+        self.answer_by = Some((now, now + ANSWER));
+    }
+
+    /// Makes the signalling connection anew.
+    pub(super) fn reconnect(&mut self) {
+        self.answer_by = None;
+        self.void.notify_one();
+    }
+
+    /// Tells the server what we offer, if it can be told.
+    pub(super) fn upload(&mut self, register: &Register) {
+        if self.up().is_some() && self.request(Request::Update(register.clone())) {
+            self.uploaded = Some(register.clone());
+        }
+    }
+
+    /// Makes the signalling connection anew if the relay has not answered when it should have.
+    fn judge_silence(&mut self, now: Instant) {
+        let Some((asked, _)) = self.answer_by.filter(|(_, until)| *until <= now) else { return };
+        self.answer_by = None;
+        if !self.current().is_some_and(|reflection| reflection.has_answered_since(asked)) {
+            tracing::debug!("the relay does not answer from this network");
+            self.reconnect();
+        }
+    }
+
+    /// Nothing more is to be learnt from it at present.
+    fn is_quiet(&self) -> bool {
+        self.current().is_none() || self.is_settled()
     }
 
     fn current(&self) -> Option<&Reflection> {
@@ -165,6 +216,7 @@ impl Driver {
             streams: Streams::default(),
             sequence: 0,
             renews: false,
+            answer_by: None,
         });
     }
 
@@ -192,10 +244,33 @@ impl Driver {
         Registering { register, sequence }
     }
 
-    fn register(&self) -> Register {
+    pub(super) fn register(&self) -> Register {
         let mut candidates = self.local_candidates();
         candidates.truncate(MAX_CANDIDATES);
-        Register { instance: self.instance, candidates, mapping: self.mapping(), policy: self.policy.clone() }
+        Register { instance: self.instance, candidates, mapping: self.mapping(), policy: self.open_policy() }
+    }
+
+    /// Who may be introduced to us: whoever has a session with us as well, for it may have to be introduced anew.
+    fn open_policy(&self) -> IntroductionPolicy {
+        let IntroductionPolicy::Only(ids) = &self.policy else { return self.policy.clone() };
+        let live = self.remotes.values().filter(|state| state.has_connections()).map(|state| state.peer);
+        let ids: BTreeSet<PeerId> = ids.iter().copied().chain(live).collect();
+        IntroductionPolicy::Only(ids.into_iter().take(MAX_POLICY_IDS).collect())
+    }
+
+    /// Tells the servers when others may be introduced to us than before.
+    pub(super) fn refresh_policy(&mut self) {
+        if self.policy == IntroductionPolicy::Anyone {
+            return;
+        }
+        let policy = self.open_policy();
+        let outdated = |server: &Server| server.uploaded.as_ref().is_some_and(|told| told.policy != policy);
+        if self.servers.iter().any(outdated) {
+            let register = self.register();
+            for server in &mut self.servers {
+                server.upload(&register);
+            }
+        }
     }
 
     /// How this side's NAT maps.
@@ -266,6 +341,7 @@ impl Driver {
         self.move_relayed(index, now);
         self.pump_servers(now);
         self.start_waiting(now);
+        self.hasten_renewals(now);
     }
 
     /// The way that a registration over UDP binds, whether it learns mappings of both families, and its reflection client.
@@ -338,6 +414,7 @@ impl Driver {
     pub(super) fn pump_servers(&mut self, now: Instant) {
         for (index, server) in self.servers.iter_mut().enumerate() {
             server.streams.handle_timeout(now);
+            server.judge_silence(now);
             let relay = server.current().and_then(Reflection::relay).map(|(_, relay)| relay);
             if let Some(relay) = relay
                 && let Some(measurement) = server.keep_alive.poll_measurement(now)
@@ -353,7 +430,7 @@ impl Driver {
                 server.deaf.notify_one();
             }
         }
-        self.handle_settled();
+        self.handle_settled(now);
     }
 
     /// Tells every server that holds a registration of ours what it does not know yet.
@@ -361,8 +438,8 @@ impl Driver {
         let register = self.register();
         for server in &mut self.servers {
             if server.up().is_some() && server.uploaded.as_ref() != Some(&register) {
-                server.uploaded = Some(register.clone());
-                server.request(Request::Update(register.clone()));
+                server.upload(&register);
+                self.offer_pending = true;
             }
         }
     }
@@ -389,12 +466,12 @@ impl Driver {
             self.leave_stream(index, now);
         }
         self.upload_changes();
-        self.handle_settled();
+        self.handle_settled(now);
         true
     }
 
     /// What is known settles with an answer, or with the time for one gone by.
-    fn handle_settled(&mut self) {
+    fn handle_settled(&mut self, now: Instant) {
         for index in 0..self.servers.len() {
             let server = &mut self.servers[index];
             if server.renews && server.is_settled() {
@@ -405,6 +482,10 @@ impl Driver {
         let ready = self.servers.iter().any(Server::is_settled);
         if ready && !self.online.borrow().ready {
             self.online.send_replace(Online { ready, failed: None });
+        }
+        if self.offer_pending && self.servers.iter().all(Server::is_quiet) {
+            self.offer_pending = false;
+            self.offer_changed(now);
         }
     }
 

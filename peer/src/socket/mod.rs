@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -49,6 +50,12 @@ pub(crate) struct StunDatagram {
 
 /// Most sockets: as many as [`PathSocket::blocked`] has bits.
 const MAX_SOCKETS: usize = 64;
+
+/// A process that has not run for so long was stopped, or its machine slept.
+pub(crate) const ASLEEP: Duration = Duration::from_secs(5);
+
+/// More than a socket's buffer holds of the smallest datagrams.
+const MOST_STALE: u32 = 100_000;
 
 /// One UDP socket.
 struct Inner {
@@ -86,6 +93,9 @@ pub(crate) struct PathSocket {
     stun: mpsc::Sender<StunDatagram>,
     /// Synthetic addresses of remotes whose first flight was captured.
     flights: mpsc::UnboundedSender<SocketAddr>,
+    /// When this process was last known to run, in milliseconds since `born`.
+    beat: AtomicU64,
+    born: Instant,
     /// Which socket is read first, so that a busy one cannot starve the other.
     turn: AtomicU64,
 }
@@ -125,6 +135,8 @@ impl PathSocket {
             injected_waker: AtomicWaker::new(),
             stun,
             flights,
+            beat: AtomicU64::new(0),
+            born: Instant::now(),
             turn: AtomicU64::new(0),
         };
         Ok((Arc::new(socket), Outlets { stun: stun_rx, flights: flights_rx }))
@@ -180,6 +192,30 @@ impl PathSocket {
         let mut table = Table::clone(&self.table.load());
         change(&mut table);
         self.table.store(Arc::new(table));
+    }
+
+    /// The process runs. To be called at least every [`ASLEEP`] but for when it does not.
+    pub(crate) fn beat(&self) {
+        self.beat.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Throws away what has come while this process did not run: answers so late are measured as round trips of that length, and quinn cannot be told otherwise.
+    fn forget_the_stale(&self) {
+        let now = self.born.elapsed();
+        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
+        if now.saturating_sub(beat) < ASLEEP {
+            return;
+        }
+        self.beat();
+        let mut buffer = [0; 2048];
+        let mut stale = 0u32;
+        for inner in self.inners.load().iter().flatten() {
+            // What the kernel has queued is bounded by its buffer.
+            while stale < MOST_STALE && inner.io.try_recv(&mut buffer).is_ok() {
+                stale += 1;
+            }
+        }
+        tracing::debug!(asleep = ?now.saturating_sub(beat), stale, "awake again");
     }
 
     /// Hands quinn a datagram as if `remote` had sent it.
@@ -401,6 +437,7 @@ impl AsyncUdpSocket for PathSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         self.injected_waker.register(cx.waker());
+        self.forget_the_stale();
         let injected = self.take_injected(buffers, meta);
         if injected > 0 {
             return Poll::Ready(Ok(injected));
