@@ -10,9 +10,9 @@ use end_to_end::world::{SITE_DELAY, World};
 use libtest_mimic::Trial;
 use netsim::{Host, PortMapped, PortMapping, RouterKind, Site, SiteConfig};
 use nix::sys::signal::Signal;
-use peer::{Endpoint, Path, Rung};
+use peer::Endpoint;
 
-use crate::dialling::{on, runtime, until_direct};
+use crate::dialling::{on, runtime};
 use crate::trial;
 
 const PROTOCOLS: [(&str, PortMapping); 4] = [
@@ -96,29 +96,19 @@ fn becomes_direct(offered: PortMapping, dialler_maps: bool) -> anyhow::Result<()
     if !dialler_maps {
         until(&mapping, PATIENCE, one)?;
     }
-    if dialler_maps {
-        // A dialler that is mapped before it dials.
-        let (server, target) = (world.address.parse()?, id.parse()?);
-        let path = on(&runtime(&dialler.host(0))?, async move {
-            let endpoint = Endpoint::builder().server(server).bind().await?;
-            endpoint.online().await?;
-            endpoint.port_mapped().await.context("a mapping")?;
-            let session = endpoint.connect(target).await?;
-            until_direct(&session).await?;
-            let path = session.path().context("a path")?;
-            endpoint.close().await;
-            Ok(path)
-        })?;
-        ensure!(matches!(path, Path::Direct { rung: Rung::PortMapped, .. }), "{path:?}");
-        let left = mappings(&mapping)?;
-        ensure!(left.is_empty(), "{left:?}");
-        return Ok(());
-    }
+    // A dialler dials before its router has answered: the mapping joins the two all the same.
     let mut peer = world.peer(&dialler.host(0), "a", &["connect", &id])?;
-    let _stdin = peer.stdin()?;
+    let stdin = peer.stdin()?;
     let path = peer.event(|event| event["path"] == "direct", PATIENCE)?;
     ensure!(path["rung"] == "port-mapped", "{path}");
     ensure!(one(&mappings(&mapping)?));
+    drop(stdin);
+    peer.named("closed")?;
+    ensure!(peer.wait(PATIENCE)?.success());
+    if dialler_maps {
+        let left = mappings(&mapping)?;
+        ensure!(left.is_empty(), "{left:?}");
+    }
     Ok(())
 }
 

@@ -266,6 +266,9 @@ impl Driver {
             Event::PortMapped { mapped } => {
                 self.port_mapped.send_replace(mapped);
                 self.upload_changes();
+                if mapped.is_some() {
+                    self.offer_port_mapping(now);
+                }
             }
             Event::Explain { key, reply } => {
                 let local = self.mapping();

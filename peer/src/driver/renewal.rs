@@ -21,6 +21,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     wanted: Option<Wanted>,
+    /// When it may turn out that it is worth while.
+    considered: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,16 @@ impl Renewal {
         }
     }
 
+    /// Something has turned up that helps where nothing else does: to be looked at again then.
+    pub(super) fn consider(&mut self, at: Instant) {
+        self.considered = Some(at);
+    }
+
+    /// Whether that moment has come, once.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        self.considered.take_if(|at| *at <= now).is_some()
+    }
+
     /// Somebody is there again who can be asked: at once, if it is wanted.
     pub(super) fn hasten(&mut self, now: Instant) {
         if self.wanted.is_some() {
@@ -52,7 +64,7 @@ impl Renewal {
 
     /// When to ask next.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.wanted.as_ref().map(|wanted| wanted.next)
+        self.wanted.as_ref().map(|wanted| wanted.next).into_iter().chain(self.considered).min()
     }
 
     /// How often it has been asked for, when it is time to ask once more: the next server each time.
@@ -87,6 +99,7 @@ impl Renewal {
     /// There is a new one.
     pub(super) fn done(&mut self) {
         self.wanted = None;
+        self.considered = None;
     }
 }
 

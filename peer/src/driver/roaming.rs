@@ -19,6 +19,9 @@ const SILENT: Duration = Duration::from_secs(30);
 /// For so long after a change, whatever is learnt of the new network makes one more introduction worth while.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// By then ordinary checks and meetings have done what they can; a new introduction before would only disturb them.
+const PUNCHED: Duration = Duration::from_secs(2);
+
 impl Driver {
     /// The network has changed, or the machine has slept.
     pub(super) fn network_changed(&mut self, change: Change, now: Instant) {
@@ -63,6 +66,14 @@ impl Driver {
         self.pump_renewals(now);
     }
 
+    /// The router takes packets for us now. Where nothing else has led to a direct path, the other side is told.
+    pub(super) fn offer_port_mapping(&mut self, now: Instant) {
+        for state in self.remotes.values_mut().filter(|state| state.has_connections()) {
+            let punched = state.introduced_at.map_or(now, |introduced| introduced + PUNCHED);
+            state.renewal.consider(punched.max(now));
+        }
+    }
+
     fn live_remotes(&self) -> Vec<Key> {
         let live = self.remotes.iter().filter(|(_, state)| state.has_connections());
         live.map(|(key, _)| *key).collect()
@@ -82,6 +93,9 @@ impl Driver {
             if !state.has_connections() {
                 state.renewal.done();
                 continue;
+            }
+            if state.renewal.is_due(now) && state.selected.is_none() {
+                state.renewal.want(now);
             }
             let Some(attempt) = state.renewal.poll(now) else { continue };
             let renewed = attempt == 0 && self.ask_to_renew(key);
