@@ -27,7 +27,7 @@ const MTU_PROBE_INTERVAL: Duration = Duration::from_secs(20);
 /// The round trip that a handshake reckons with before it has measured any; a lost flight is sent again after three times as long. RFC 9002, 6.2.2, has
 /// 333 ms where nothing is known. A flight is two or three datagrams here, so a path that is slower costs these twice; on all others a loss
 /// costs 300 ms and not a second.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
+pub(crate) const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 /// A session with nothing coming in for this long is over. A machine that sleeps for ten minutes finds its sessions alive; one that is gone for good is
 /// known as such this late, since nobody can tell the two apart.

@@ -8,6 +8,7 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rendezvous_wire::message::{Decoder, Notice, Register, Request, close_code, encode};
 use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
 
+use crate::config::INITIAL_RTT;
 use crate::signalling::ServerError;
 use crate::tunnel::{Conversation, End, Tunnel};
 
@@ -195,6 +196,7 @@ pub(crate) fn quic_config(identity: &KeyPair, server: &RendezvousAddress) -> Opt
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     transport.max_idle_timeout(IDLE.try_into().ok());
+    transport.initial_rtt(INITIAL_RTT);
     // One stream of small messages; small packets are all it needs.
     transport.mtu_discovery_config(None);
     transport.max_concurrent_bidi_streams(0u8.into());

@@ -302,15 +302,16 @@ impl Shell {
     }
 
     /// Tries UDP until it works.
+    /// At once at first: a datagram may have been lost, and TCP have won for no other reason.
     fn back_to_udp(&self) -> Attempt<'_> {
         Box::pin(async {
-            let mut pause = RETRY_UDP.0;
+            let mut pause = Duration::ZERO;
             loop {
                 tokio::time::sleep(jittered(pause)).await;
                 if let Ok(connected) = self.connect_quic().await {
                     return Some(connected);
                 }
-                pause = (pause * 2).min(RETRY_UDP.1);
+                pause = (pause * 2).clamp(RETRY_UDP.0, RETRY_UDP.1);
             }
         })
     }
