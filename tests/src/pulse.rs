@@ -155,7 +155,7 @@ impl Pulse {
         let first = record.heard.partition_point(|heard| *heard < moment).saturating_sub(1);
         let since = record.heard.get(first..).unwrap_or_default();
         let gaps = since.iter().zip(since.iter().skip(1));
-        let last = gaps.filter(|(before, after)| **after - **before > INTERVAL * 3).last();
+        let last = gaps.rev().find(|(before, after)| **after - **before > INTERVAL * 3);
         last.map_or(Duration::ZERO, |(_, after)| after.saturating_duration_since(moment))
     }
 

@@ -7,6 +7,7 @@ use rendezvous_wire::message::{Introduce, Introduction, Request, RequestId};
 
 use crate::network::Change;
 
+use super::remote::RemoteState;
 use super::{Driver, Key};
 
 /// How long the relay may take to answer from the new network before the signalling connection is made anew: it may be bound to an address
@@ -108,7 +109,7 @@ impl Driver {
 
     /// Has the introduction in force made anew, where it still is.
     fn ask_to_renew(&self, key: Key) -> bool {
-        let introduction = self.remotes.get(&key).and_then(|state| state.renewable());
+        let introduction = self.remotes.get(&key).and_then(RemoteState::renewable);
         let Some((server, registration, introduction)) = introduction else { return false };
         let server = self.servers.get(server);
         let server = server.filter(|server| server.up().is_some_and(|up| up.registration == registration));
