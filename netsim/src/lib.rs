@@ -18,6 +18,7 @@ mod lab;
 mod link;
 pub mod model;
 mod namespace;
+mod outage;
 mod port_mapping;
 pub mod probe;
 mod process;
