@@ -17,13 +17,14 @@ use rendezvous_wire::stun::{Received, TransactionId};
 
 use crate::config;
 use crate::explain::Explanation;
-use crate::session::{Path, PathNews, WeakSession};
+use crate::session::{PathNews, WeakSession};
 use crate::socket::{Remote, Route, StunDatagram};
 
 use super::dial::Dial;
 use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
 use super::way::Way;
+use super::width::Widths;
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -46,14 +47,15 @@ pub(super) struct RemoteState {
     pub(super) sessions: Vec<WeakSession>,
     /// Where its QUIC comes from, the latest last.
     sources: VecDeque<SocketAddr>,
-    confirmed: bool,
+    pub(super) confirmed: bool,
     pub(super) selected: Option<peer_agent::Selected>,
     /// The sockets of its ladder.
     pub(super) extras: Extras,
     /// While it probes.
     loss: Option<LossWatch>,
+    pub(super) widths: Widths,
     /// Grown by one with every kick.
-    kicks: u32,
+    pub(super) kicks: u32,
     /// Until then it may be without a session.
     keep_until: Instant,
 }
@@ -122,6 +124,7 @@ impl RemoteState {
             let socket = self.extras.id(datagram.socket);
             introduced.ladder.handle_message(socket, datagram.source, message, now);
         }
+        self.watch_traffic(now);
     }
 
     /// Why its path is what it is.
@@ -143,10 +146,11 @@ impl RemoteState {
         let ladder = self.introduction.as_ref().and_then(|introduced| introduced.ladder.poll_timeout());
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
-        ladder.into_iter().chain(dials).min()
+        ladder.into_iter().chain(dials).chain(self.widths.next_wake()).min()
     }
 
     pub(super) fn handle_timeout(&mut self, budget: &mut Budget, now: Instant) {
+        self.watch_traffic(now);
         if let Some(introduced) = &mut self.introduction {
             introduced.ladder.handle_timeout(budget, now);
         }
@@ -180,16 +184,6 @@ impl RemoteState {
         });
         closed.max()
     }
-
-    /// Has every connection send something that wants an acknowledgement, which clears what a dead path has left in the
-    /// loss detection. A window that grows by one byte is such a thing, and the application does not see it.
-    fn kick(&mut self) {
-        self.kicks += 1;
-        let window = config::RECEIVE_WINDOW.saturating_add(self.kicks);
-        for connection in self.sessions.iter().filter_map(WeakSession::connection) {
-            connection.set_receive_window(window.into());
-        }
-    }
 }
 
 impl Driver {
@@ -217,6 +211,7 @@ impl Driver {
                 selected: None,
                 extras: Extras::default(),
                 loss: None,
+                widths: Widths::default(),
                 kicks: 0,
                 keep_until: now + UNUSED,
             },
@@ -300,48 +295,6 @@ impl Driver {
         });
     }
 
-    pub(super) fn route_over_relay(&mut self, key: Key, now: Instant) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
-        let route = introduced.way.route(introduced.channel);
-        state.news.announce(introduced.way.path());
-        if state.remote.switch(route, now) {
-            state.kick();
-        }
-    }
-
-    /// The handshake is confirmed: a direct path may carry data.
-    pub(super) fn confirmed(&mut self, key: Key, now: Instant) {
-        if let Some(state) = self.remotes.get_mut(&key) {
-            state.confirmed = true;
-            self.route_directly(key, now);
-        }
-    }
-
-    /// Moves to the selected path, unless the handshake is still on its way: data that overtakes it is thrown away.
-    fn route_directly(&mut self, key: Key, now: Instant) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(selected) = state.selected.filter(|_| state.confirmed) else { return };
-        let remote = selected.path.remote;
-        let Some(socket) = state.extras.index(selected.path.socket) else { return };
-        let rung = state.introduction.as_ref().map(|introduced| introduced.ladder.rung(selected.path));
-        let path = Path::Direct {
-            local: local_address(self.socket.local_address(socket), remote),
-            remote,
-            kind: selected.remote_kind,
-            rung: rung.unwrap_or(peer_agent::Rung::Plain),
-            rtt: selected.rtt,
-        };
-        if state.remote.switch(Route::Direct { socket, address: remote }, now) {
-            state.news.note(|milestones| {
-                milestones.direct.get_or_insert(now);
-            });
-            tracing::debug!(peer = %state.peer.short(), %path, "switched");
-            state.news.announce(path);
-            state.kick();
-        }
-    }
-
     /// Carries out what a remote's ladder wants.
     pub(super) fn pump(&mut self, key: Key, now: Instant) {
         loop {
@@ -395,6 +348,8 @@ impl Driver {
                 state.selected = None;
                 self.route_over_relay(key, now);
             }
+            peer_agent::Event::Doubtful { .. } => self.route_both_ways(key, now),
+            peer_agent::Event::Trusted { .. } => self.route_directly(key, now),
             peer_agent::Event::Exhausted => {
                 state.news.set_exhausted(true);
                 tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
@@ -436,10 +391,7 @@ impl Driver {
     /// QUIC from `source` belongs to this remote from now on.
     fn add_source(&mut self, source: SocketAddr, key: Key) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let in_use = match **state.remote.route() {
-            Route::Direct { address, .. } => Some(address),
-            Route::Capture | Route::Relay { .. } | Route::Stream { .. } => None,
-        };
+        let in_use = state.remote.route().direct();
         state.sources.retain(|known| *known != source);
         state.sources.push_back(source);
         let forgotten = if state.sources.len() > MAX_SOURCES {
@@ -492,16 +444,4 @@ impl Driver {
             table.sources.retain(|_, owner| *owner != key);
         });
     }
-}
-
-/// The address that the system sends from on the way to `remote`; what the socket is bound to when it does not say.
-fn local_address(bound: Option<SocketAddr>, remote: SocketAddr) -> SocketAddr {
-    let bound = bound.unwrap_or_else(|| SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0));
-    if !bound.ip().is_unspecified() {
-        return bound;
-    }
-    // Connecting a UDP socket sends nothing; it asks the routing table.
-    let routed = std::net::UdpSocket::bind(SocketAddr::new(bound.ip(), 0))
-        .and_then(|socket| socket.connect(remote).and_then(|()| socket.local_addr()));
-    routed.map_or(bound, |routed| SocketAddr::new(routed.ip(), bound.port()))
 }
