@@ -271,7 +271,9 @@ fn a_router_that_reboots_forgets() -> TestResult {
         outside.send_to(b"!", mapped)?;
         assert_eq!(receive(&inside)?.0, b"!");
         site.reboot()?;
-        assert_eq!(site.conntrack_count()?, 0, "{kind}");
+        // Not the count, which is 1 at times although this flow is gone.
+        let flows = site.conntrack()?;
+        assert!(!flows.iter().any(|flow| flow.contains("udp")), "{kind}: {flows:?}");
         outside.send_to(b"!", mapped)?;
         assert!(is_silent(&inside), "{kind}: still open");
         inside.send_to(b"?", outside.local_addr()?)?;
