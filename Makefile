@@ -6,7 +6,7 @@ TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux c
 	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy simulate sleep garbage bench tools clean
+.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ matrix: tools ## Every ordered pair of networks, 10 and 20 runs each; stray pack
 	$(RELEASE)/matrix --table accepting --runs 20 --late 300
 	$(RELEASE)/matrix --table foreseeable --runs 20
 	$(RELEASE)/matrix --table foreseeable --runs 20 --busy 10 --step 4
+
+failover: tools ## 20 runs each: the direct path is cut, a router forgets, under a steady echo (half an hour).
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/failover --runs 20
 
 lossy: tools ## 50 dials where every line loses 5 % of its packets.
 	$(CARGO) build --release --workspace --bins

@@ -19,6 +19,7 @@ mod link;
 pub mod model;
 mod moving;
 mod namespace;
+mod outage;
 mod port_mapping;
 pub mod probe;
 mod process;

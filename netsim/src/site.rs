@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -14,7 +14,6 @@ use crate::link::{Impairment, Link};
 use crate::namespace::Namespace;
 use crate::port_mapping::{PortMapper, PortMapping};
 use crate::router::{InputPolicy, Mapping, PortAllocation, Router, RouterKind};
-use crate::tool::{self, ToolError};
 use crate::wiring::Plan;
 
 /// What a site is like.
@@ -274,65 +273,16 @@ impl Site {
         self.0.link.as_ref().map_or(0, |link| link.losses())
     }
 
-    /// Lets every packet in this direction vanish, until [`restore`](Self::restore). Packets that the line has
-    /// taken already still arrive. Sites behind one carrier have one line.
-    ///
-    /// # Errors
-    ///
-    /// When nftables refuses.
-    pub fn cut(&self, direction: Direction) -> Result<(), ToolError> {
-        let mut rules = String::from(CUT_NOTHING);
-        if direction != Direction::Down {
-            rules += "add rule inet cut up iifname site drop\n";
-        }
-        if direction != Direction::Up {
-            rules += "add rule inet cut down oifname site drop\n";
-        }
-        tool::nft(&self.0.edge, &rules)
+    pub(crate) fn edge(&self) -> &Namespace {
+        &self.0.edge
     }
 
-    /// Lets every UDP packet to these ports of the internet and from them vanish, until [`restore`](Self::restore); without any
-    /// port, every UDP packet.
-    ///
-    /// # Errors
-    ///
-    /// When nftables refuses.
-    pub fn cut_udp(&self, ports: &[u16]) -> Result<(), ToolError> {
-        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-        let matching = |field: &str| match ports.is_empty() {
-            true => "meta l4proto udp".to_owned(),
-            false => format!("udp {field} {{ {} }}", ports.join(", ")),
-        };
-        let (up, down) = (matching("dport"), matching("sport"));
-        let rules = format!(
-            "add rule inet cut up iifname site {up} drop\nadd rule inet cut down oifname site {down} drop\n"
-        );
-        tool::nft(&self.0.edge, &format!("{CUT_NOTHING}{rules}"))
+    pub(crate) fn home_router(&self) -> (&Namespace, &Router) {
+        (&self.0.routers[0], &self.0.plan.config.routers[0])
     }
 
-    /// Lets every packet vanish that is not TCP to this address, or an answer, until [`restore`](Self::restore): a network with a
-    /// proxy and nothing else.
-    ///
-    /// # Errors
-    ///
-    /// When nftables refuses.
-    pub fn cut_all_but(&self, tcp: SocketAddrV4) -> Result<(), ToolError> {
-        let (ip, port) = (tcp.ip(), tcp.port());
-        let rules = format!(
-            "add rule inet cut up iifname site ip daddr {ip} tcp dport {port} accept\n\
-             add rule inet cut up iifname site meta l4proto {{ tcp, udp, icmp }} drop\n\
-             add rule inet cut down oifname site meta l4proto {{ udp, icmp }} drop\n"
-        );
-        tool::nft(&self.0.edge, &format!("{CUT_NOTHING}{rules}"))
-    }
-
-    /// Undoes every [`cut`](Self::cut).
-    ///
-    /// # Errors
-    ///
-    /// When nftables refuses.
-    pub fn restore(&self) -> Result<(), ToolError> {
-        tool::nft(&self.0.edge, CUT_NOTHING)
+    pub(crate) fn outermost_router(&self) -> &Namespace {
+        self.0.routers.last().expect("a site has a router")
     }
 
     /// The flows that its outermost router tracks, one line of `/proc/net/nf_conntrack` each.
@@ -341,8 +291,8 @@ impl Site {
     ///
     /// When the kernel was built without that file.
     pub fn conntrack(&self) -> io::Result<Vec<String>> {
-        let router = self.0.routers.last().expect("a site has a router");
-        let table = router.run(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack"))??;
+        let table =
+            self.outermost_router().run(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack"))??;
         Ok(table.lines().map(str::to_owned).collect())
     }
 
@@ -352,18 +302,9 @@ impl Site {
     ///
     /// When the kernel has no connection tracking.
     pub fn conntrack_count(&self) -> io::Result<usize> {
-        let router = self.0.routers.last().expect("a site has a router");
-        let count = router.run(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"))??;
+        let count = self
+            .outermost_router()
+            .run(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"))??;
         count.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
-
-/// An empty table in place of whatever was there, in one transaction. At the provider's edge, which tracks no
-/// flows; ARP is not touched, so a restored line works at once.
-const CUT_NOTHING: &str = "\
-add table inet cut
-delete table inet cut
-add table inet cut
-add chain inet cut up { type filter hook prerouting priority raw; }
-add chain inet cut down { type filter hook postrouting priority mangle; }
-";

@@ -36,6 +36,8 @@ fn main() -> ExitCode {
         trial("labs_side_by_side_do_not_meet", labs_side_by_side_do_not_meet),
         trial("a_cut_works_in_each_direction_and_heals", a_cut_works_in_each_direction_and_heals),
         trial("a_host_moves_with_its_sockets", a_host_moves_with_its_sockets),
+        trial("a_cut_between_two_sites_leaves_the_servers", a_cut_between_two_sites_leaves_the_servers),
+        trial("a_router_that_reboots_forgets", a_router_that_reboots_forgets),
         trial("a_dropped_child_is_killed", a_dropped_child_is_killed),
         trial("a_program_behaves_as_with_std", a_program_behaves_as_with_std),
         trial("nothing_is_left_after_a_drop", nothing_is_left_after_a_drop),
@@ -253,6 +255,55 @@ fn a_host_moves_with_its_sockets() -> TestResult {
         receive(&socket)?;
         let v6 = at.ipv6().expect("both sites have IPv6");
         assert!(connects(&at, &server, server.ipv6().expect("servers have it").into()), "from {v6}");
+    }
+    Ok(())
+}
+
+fn a_cut_between_two_sites_leaves_the_servers() -> TestResult {
+    let mut lab = Lab::new(1)?;
+    let server = lab.add_server("server")?;
+    let sites = [
+        lab.add_site("a", SiteConfig::new(RouterKind::Public))?,
+        lab.add_site("b", SiteConfig::new(RouterKind::Public))?,
+    ];
+    let [here, there] = sites.each_ref().map(|site| udp(&site.host(0), site.host(0).ipv4(), 9));
+    let outside = udp(&server, server.ipv4(), 9);
+    let passes = |from: &std::net::UdpSocket, to: &std::net::UdpSocket| {
+        from.send_to(b"?", to.local_addr().expect("bound")).expect("sent");
+        !is_silent(to)
+    };
+    for (direction, up, down) in
+        [(Direction::Up, false, true), (Direction::Down, true, false), (Direction::Both, false, false)]
+    {
+        sites[0].cut_between(&sites[1], direction)?;
+        assert_eq!((passes(&here, &there), passes(&there, &here)), (up, down), "{direction:?}");
+        assert!(passes(&here, &outside) && passes(&outside, &here), "the server, {direction:?}");
+    }
+    sites[0].restore()?;
+    assert!(passes(&here, &there) && passes(&there, &here));
+    Ok(())
+}
+
+fn a_router_that_reboots_forgets() -> TestResult {
+    for kind in [RouterKind::EimApdf, RouterKind::EimEif, RouterKind::Apdm, RouterKind::ApdmPreserving] {
+        let mut lab = Lab::new(1)?;
+        let server = lab.add_server("server")?;
+        let site = lab.add_site("a", SiteConfig::new(kind))?;
+        let (inside, outside) =
+            (udp(&site.host(0), site.host(0).ipv4(), 9000), udp(&server, server.ipv4(), 9));
+        inside.send_to(b"?", outside.local_addr()?)?;
+        let (_, mapped) = receive(&outside)?;
+        outside.send_to(b"!", mapped)?;
+        assert_eq!(receive(&inside)?.0, b"!");
+        site.reboot()?;
+        // Not the count, which is 1 at times although this flow is gone.
+        let flows = site.conntrack()?;
+        assert!(!flows.iter().any(|flow| flow.contains("udp")), "{kind}: {flows:?}");
+        outside.send_to(b"!", mapped)?;
+        assert!(is_silent(&inside), "{kind}: still open");
+        inside.send_to(b"?", outside.local_addr()?)?;
+        let (_, again) = receive(&outside)?;
+        assert_eq!(mapped == again, kind != RouterKind::Apdm, "{kind}: {mapped}, then {again}");
     }
     Ok(())
 }

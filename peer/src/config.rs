@@ -18,7 +18,7 @@ const STREAM_RECEIVE_WINDOW: u32 = 16 << 20;
 const SEND_WINDOW: u64 = 32 << 20;
 
 /// Largest QUIC datagram: with the relay's header it makes 1,452 bytes, the UDP payload of a 1,500-byte IPv6 packet.
-const MAX_MTU: u16 = 1448;
+pub(crate) const MAX_MTU: u16 = 1448;
 
 /// How soon a larger MTU is tried again, and how long a black hole is remembered. quinn's defaults (600 s and 60 s) are for paths
 /// that do not change under a connection.

@@ -9,11 +9,13 @@ mod commands;
 mod dialling;
 mod doctor;
 mod explain;
+mod failover;
 mod families;
 mod garbage;
 mod household;
 mod keep_alive;
 mod matrix;
+mod mtu;
 mod networks;
 mod poisoned;
 mod portmap;
@@ -53,6 +55,8 @@ fn main() -> std::process::ExitCode {
     trials.extend(household::trials());
     trials.extend(transfer::trials());
     trials.extend(tcp::trials());
+    trials.extend(failover::trials());
+    trials.extend(mtu::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

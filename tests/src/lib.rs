@@ -5,6 +5,8 @@
 
 pub mod cell;
 pub mod data;
+pub mod echo;
+pub mod failover;
 pub mod figures;
 pub mod household;
 pub mod process;

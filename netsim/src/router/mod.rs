@@ -204,6 +204,16 @@ impl Router {
         }
         Ok(())
     }
+
+    /// The transaction that empties what the rules remember beside the kernel's flows.
+    pub(crate) fn forget(&self) -> &'static str {
+        let preserving = self.allocation == PortAllocation::Preserving;
+        match self.mapping {
+            _ if self.needs_binding_maps() => nft::FORGET_BINDINGS,
+            Some(Mapping::AddressAndPortDependent) if preserving => nft::FORGET_TAKEN,
+            _ => "",
+        }
+    }
 }
 
 fn set_conntrack_timeouts(namespace: &Namespace, lifetime: Duration) -> std::io::Result<()> {

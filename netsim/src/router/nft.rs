@@ -158,3 +158,14 @@ pub(super) const BROKEN_IPV6: &str = "\
 add table ip6 broken
 add chain ip6 broken forward { type filter hook forward priority filter - 10; policy drop; }
 ";
+
+/// The transaction that empties what [`bindings`] remembers.
+pub(super) const FORGET_BINDINGS: &str = "\
+flush map ip bindings outside
+flush map ip bindings inside
+flush set ip bindings bindings
+flush set ip bindings contacts
+";
+
+/// The transaction that empties what [`PortAllocation::Preserving`] remembers.
+pub(super) const FORGET_TAKEN: &str = "flush set ip allocation taken\n";

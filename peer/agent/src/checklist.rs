@@ -48,6 +48,8 @@ pub(crate) struct Pair {
     pub(crate) proven: Option<Instant>,
     /// Smoothed.
     pub(crate) rtt: Option<Duration>,
+    /// Its mean deviation.
+    rtt_variation: Duration,
     pub(crate) mapped: Option<SocketAddr>,
     pub(crate) error: Option<CheckError>,
     pub(crate) sent: u64,
@@ -67,6 +69,7 @@ impl Pair {
             volley: None,
             proven: None,
             rtt: None,
+            rtt_variation: Duration::ZERO,
             mapped: None,
             error: None,
             sent: 0,
@@ -81,11 +84,22 @@ impl Pair {
         Some(Measured { rtt: self.rtt?, remote_kind: self.kind, remote: self.path.remote })
     }
 
-    /// RFC 6298, section 2: a new sample weighs an eighth. The first since checks began anew stands alone: the network
+    /// RFC 6298, section 2: a new sample weighs an eighth, and a quarter in the variation. The first since checks began anew stands alone: the network
     /// may be another.
     pub(crate) fn note_rtt(&mut self, sample: Duration) {
         let earlier = self.rtt.filter(|_| self.proven.is_some());
+        self.rtt_variation = match earlier {
+            Some(rtt) => (self.rtt_variation * 3 + rtt.abs_diff(sample)) / 4,
+            None => sample / 2,
+        };
         self.rtt = Some(earlier.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+    }
+
+    /// How long an answer may take: the RTO of RFC 6298, section 2, without its least of 1 s, and with the variation
+    /// bounded, of which a young pair knows too little.
+    pub(crate) fn answer_time(&self) -> Duration {
+        let rtt = self.rtt.unwrap_or_default();
+        rtt + (4 * self.rtt_variation).min((rtt / 2).max(Duration::from_millis(50)))
     }
 }
 

@@ -8,9 +8,11 @@ use rendezvous_wire::stun::TransactionId;
 use crate::agent::Agent;
 use crate::consent::Consent;
 use crate::event::{DeselectReason, Event, Selected};
+use crate::liveness::{Lapsed, Liveness};
 use crate::path::Path;
 use crate::report::{CheckError, PairState};
 use crate::selection::{better, could_beat};
+use crate::transaction::Transaction;
 
 /// How many nominations the controlled side remembers, so that a duplicate of an old one is not taken for a new one.
 const REMEMBERED_NOMINATIONS: usize = 16;
@@ -25,6 +27,7 @@ struct Current {
     consent: Consent,
     /// Since when it is in doubt: a volley asks whether it is alive.
     suspect: Option<Instant>,
+    liveness: Liveness,
 }
 
 /// The controlling side's last nomination.
@@ -45,6 +48,8 @@ pub(crate) struct Choice {
     seen: Vec<TransactionId>,
     /// When the pairs that were not selected are given up.
     pub(crate) settle: Option<Instant>,
+    /// The path that was lost last, while there is none.
+    pub(crate) lapsed: Option<Lapsed>,
 }
 
 impl Choice {
@@ -54,6 +59,14 @@ impl Choice {
 
     pub(crate) fn consent(&self) -> Option<&Consent> {
         self.current.as_ref().map(|current| &current.consent)
+    }
+
+    pub(crate) fn liveness(&self) -> Option<&Liveness> {
+        self.current.as_ref().map(|current| &current.liveness)
+    }
+
+    pub(crate) fn liveness_mut(&mut self) -> Option<&mut Liveness> {
+        self.current.as_mut().map(|current| &mut current.liveness)
     }
 
     pub(crate) fn consent_mut(&mut self) -> Option<&mut Consent> {
@@ -70,9 +83,12 @@ impl Agent {
             && self.choice.nomination.is_some_and(|nomination| nomination.path == path)
     }
 
-    /// A check on `path` was answered; `volley` is the one that it belonged to, `newly` whether the pair was not proven
-    /// before.
-    pub(crate) fn on_answer(&mut self, path: Path, volley: u32, nominating: bool, newly: bool, now: Instant) {
+    /// A check was answered; `newly` tells whether its pair was not proven before.
+    pub(crate) fn on_answer(&mut self, check: &Transaction, newly: bool, now: Instant) {
+        let Transaction { path, volley, nominates: nominating, sent, .. } = *check;
+        if self.choice.path() == Some(path) {
+            self.note_alive(sent, now);
+        }
         if let Some(nomination) = self.choice.nomination.as_mut().filter(|nomination| nomination.path == path)
         {
             nomination.answered |= nominating;
@@ -137,10 +153,13 @@ impl Agent {
             return;
         }
         let current = self.choice.current;
-        let since = current.and_then(|current| current.suspect);
-        if since.is_some_and(|since| now < since + self.timers.patience()) {
+        let suspect = current.and_then(|current| current.suspect);
+        // Unanswered traffic says more than a suspicion: no patience then.
+        let doubt = current.and_then(|current| current.liveness.doubtful_since());
+        if doubt.is_none() && suspect.is_some_and(|since| now < since + self.timers.patience()) {
             return;
         }
+        let since = doubt.or(suspect);
         let fresh = |proven: Instant| match since {
             Some(since) => proven >= since,
             None => now <= proven + self.timers.volley(),
@@ -195,7 +214,9 @@ impl Agent {
         if now > proven + self.timers.consent_interval {
             consent.next_check = now;
         }
-        self.choice.current = Some(Current { path, consent, suspect: None });
+        let liveness = Liveness::new(proven, selected.rtt, now);
+        self.choice.current = Some(Current { path, consent, suspect: None, liveness });
+        self.choice.lapsed = None;
         self.choice.settle.get_or_insert(now + self.timers.settle);
         self.rounds.succeeded();
         tracing::debug!(%path, rtt = ?selected.rtt, kind = %selected.remote_kind, "selected");
@@ -209,6 +230,7 @@ impl Agent {
         self.choice.nomination = None;
         self.choice.nominated = None;
         self.choice.settle = None;
+        self.choice.lapsed = Some(Lapsed::new(path, now));
         if let Some(pair) = self.checklist.get_mut(path) {
             pair.proven = None;
             pair.volley = None;

@@ -71,6 +71,13 @@ pub struct Timers {
     pub consent_interval: Duration,
     /// Consent is lost after so long without an answer. Default 30 s (RFC 7675, section 5.1).
     pub consent_timeout: Duration,
+    /// How long traffic on the selected path may go unanswered before the path is in doubt: three round trips, at least and
+    /// at most this. Default 200 ms, which no acknowledgement exceeds on a path of home use (`max_ack_delay` of RFC 9000 is
+    /// 25 ms), and 1 s.
+    pub silence: [Duration; 2],
+    /// How long a path stays in doubt before it is given up, at least. Default 1 s: twenty checks, of which none is answered by
+    /// chance once in 10^20 where every tenth fails.
+    pub doubt: Duration,
     /// The grid on which rounds of checks are repeated while no path is selected. Default 4 s: the rounds of an
     /// agent that finds nothing begin 0, 8, 16, 32, 64, 128, 192 ... s after its start, each up to a quarter of a
     /// grid step later.
@@ -90,6 +97,8 @@ impl Default for Timers {
             settle: ms(1000),
             consent_interval: ms(5000),
             consent_timeout: ms(30_000),
+            silence: [ms(200), ms(1000)],
+            doubt: ms(1000),
             grid: ms(4000),
             max_level: 4,
         }

@@ -54,6 +54,17 @@ pub enum Event {
     },
     /// Data should use this path from now on.
     Selected(Selected),
+    /// Traffic on the selected path is unanswered, or the other side no longer trusts it: data should use the relay
+    /// as well.
+    Doubtful {
+        /// The path.
+        path: Path,
+    },
+    /// The selected path was in doubt and is proven again: data should use it alone.
+    Trusted {
+        /// The path.
+        path: Path,
+    },
     /// Data should no longer use this path, and there is no other: back to the relay.
     Deselected {
         /// The path.
@@ -75,4 +86,7 @@ pub enum DeselectReason {
     /// A whole volley went unanswered, which nominated it or asked whether it is still alive.
     #[error("a volley of checks went unanswered")]
     Unanswered,
+    /// Traffic was unanswered, and every check that asked why ([`Timers::doubt`](crate::Timers::doubt)).
+    #[error("traffic and the checks that followed went unanswered")]
+    TrafficUnanswered,
 }

@@ -148,7 +148,7 @@ impl Agent {
             tracing::debug!(%path, ?rtt, kind = %remote_kind, "proven");
             self.emit(Event::Proven { path, rtt, remote_kind });
         }
-        self.on_answer(path, transaction.volley, transaction.nominates, newly, now);
+        self.on_answer(transaction, newly, now);
     }
 
     /// RFC 8445, 7.2.5.1: the other side keeps the role that our check claimed.

@@ -14,6 +14,7 @@ use crate::birthday::{self, Action, Birthday, Part, Reach, SOCKETS};
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::event::{Event, Selected, Transmit};
+use crate::liveness::Traffic;
 use crate::meeting::{Act, MAX_SLOTS, Meetings};
 use crate::path::{Family, Path, SocketId};
 use crate::report::PairReport;
@@ -172,6 +173,13 @@ impl Ladder {
     /// See [`Agent::restart`].
     pub fn restart(&mut self, now: Instant) {
         self.agent.restart(now);
+        self.drain_agent(now);
+    }
+
+    /// See [`Agent::handle_traffic`].
+    pub fn handle_traffic(&mut self, traffic: Traffic, now: Instant) {
+        self.agent.handle_traffic(traffic, now);
+        self.agent.handle_timeout(now);
         self.drain_agent(now);
     }
 

@@ -108,6 +108,12 @@
 //! selected path stays, but gets one volley to show that it lives, and after three unanswered checks any other proven
 //! path takes over. The same doubt befalls it when a new path proves itself out of the blue: the other side has moved.
 //!
+//! ## Traffic that nothing answers ends a path
+//!
+//! RFC 7675 waits for 30 s. Here the caller tells of traffic that nothing answers ([`Agent::handle_traffic`]): after three round trips
+//! the path is in doubt and the relay carries as well, and after a second of unanswered checks it is given up. A path
+//! on which nothing is sent is judged by consent alone. A lost path is asked twice a second, then ever more rarely, whether it is back.
+//!
 //! ## Silence
 //!
 //! What is not authentic gets no answer, not even the 400 or 401 of RFC 8489, 9.1.3. FINGERPRINT is sent and, where
@@ -132,6 +138,7 @@ mod event;
 mod inbound;
 mod ladder;
 mod likelihood;
+mod liveness;
 mod meeting;
 mod pacing;
 mod path;
@@ -149,6 +156,7 @@ pub use budget::{Budget, Gate, Permit};
 pub use config::{Config, MAX_PAIRS, MAX_PEER_REFLEXIVE, RC, Timers};
 pub use event::{DeselectReason, Event, Selected, Transmit};
 pub use ladder::{Ladder, Output, Setup};
+pub use liveness::Traffic;
 pub use meeting::Progress;
 pub use path::{Family, Path, SocketId};
 pub use report::{CheckError, PairReport, PairState};

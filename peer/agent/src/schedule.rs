@@ -11,6 +11,7 @@ impl Agent {
     pub(crate) fn drive(&mut self, now: Instant) {
         self.transactions.expire(now);
         self.expire_consent(now);
+        self.watch(now);
         self.end_volleys(now);
         self.reconsider(now);
         self.settle(now);
@@ -43,6 +44,8 @@ impl Agent {
             self.settle_at().map(|at| (at, "other pairs are given up")),
             self.takeover_at().map(|at| (at, "another path takes over")),
             self.nomination_at().map(|at| (at, "a nomination is due")),
+            self.watch_at().map(|at| (at, "traffic is unanswered")),
+            self.lapsed_at().map(|at| (at, "a lost path may be back")),
         ];
         checks.chain(others.into_iter().flatten()).min_by_key(|(at, _)| *at)
     }
@@ -113,6 +116,7 @@ impl Agent {
     /// Sends what is due, as far as the pace allows: urgent checks first, then by order of likelihood.
     fn send_due(&mut self, now: Instant) {
         self.send_consent_check(now);
+        self.check_lapsed(now);
         loop {
             let urgent_ready = self.pacer.ready_at(true) <= now;
             let ready = self.pacer.ready_at(false) <= now;

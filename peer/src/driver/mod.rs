@@ -8,7 +8,7 @@
 //! | [`way`] | how their relays are reached, over UDP or on a stream |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
-//! | [`remote`] | a remote endpoint: its agent, its route, its end |
+//! | [`remote`] | a remote endpoint: its agent, its end; [`route`], which way its datagrams go; [`width`], how long they may be |
 //! | [`roaming`] | another network; [`renewal`], when to be introduced anew |
 
 mod dial;
@@ -18,8 +18,10 @@ mod loss;
 mod remote;
 mod renewal;
 mod roaming;
+mod route;
 mod servers;
 mod way;
+mod width;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -235,6 +237,8 @@ impl Driver {
                     None => return,
                 },
                 Some(flight) = self.outlets.flights.recv() => self.flight_captured(flight, Instant::now()),
+                Some((key, width)) = self.outlets.widths.recv() => self.handle_width(key, width),
+                Some(key) = self.outlets.traffic.recv() => self.watch_traffic(key, Instant::now()),
                 Some(datagram) = self.outlets.stun.recv() => self.handle_stun(&datagram, Instant::now()),
                 Some(knocked) = self.knocked.recv() => self.handle_knock(&knocked, Instant::now()),
                 () = tokio::time::sleep_until(wake.into()) => self.handle_timeout(Instant::now()),
@@ -350,6 +354,7 @@ impl Driver {
         for key in due {
             self.expire_dial(key, now);
             if let Some(state) = self.remotes.get_mut(&key) {
+                state.probe_widths(&self.socket, now);
                 state.watch_for_loss(&mut self.budget, now);
                 state.handle_timeout(&mut self.budget, now);
                 self.pump(key, now);

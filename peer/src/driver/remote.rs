@@ -1,7 +1,7 @@
 //! One remote endpoint: the agent that finds paths to it, the route in use, its sessions, its end.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use rendezvous_wire::stun::{Received, TransactionId};
 
 use crate::config;
 use crate::explain::Explanation;
-use crate::session::{Path, PathNews, WeakSession};
+use crate::session::{PathNews, WeakSession};
 use crate::socket::{Remote, Route, StunDatagram};
 
 use super::dial::Dial;
@@ -25,6 +25,7 @@ use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
 use super::renewal::Renewal;
 use super::way::Way;
+use super::width::Widths;
 use super::{Driver, Key};
 
 /// How long an introduction may stay without a session, at its beginning and after the last one: the other side may be dialling once
@@ -49,14 +50,15 @@ pub(super) struct RemoteState {
     pub(super) sessions: Vec<WeakSession>,
     /// Where its QUIC comes from, the latest last.
     sources: VecDeque<SocketAddr>,
-    confirmed: bool,
+    pub(super) confirmed: bool,
     pub(super) selected: Option<peer_agent::Selected>,
     /// The sockets of its ladder.
     pub(super) extras: Extras,
     /// While it probes.
     loss: Option<LossWatch>,
+    pub(super) widths: Widths,
     /// Grown by one with every kick.
-    kicks: u32,
+    pub(super) kicks: u32,
     /// Until then it may be without a session.
     keep_until: Instant,
 }
@@ -131,6 +133,7 @@ impl RemoteState {
             let socket = self.extras.id(datagram.socket);
             introduced.ladder.handle_message(socket, datagram.source, message, now);
         }
+        self.watch_traffic(now);
     }
 
     /// Why its path is what it is.
@@ -152,10 +155,12 @@ impl RemoteState {
         let ladder = self.introduction.as_ref().and_then(|introduced| introduced.ladder.poll_timeout());
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
-        ladder.into_iter().chain(dials).chain(self.renewal.poll_timeout()).min()
+        let chain = ladder.into_iter().chain(dials);
+        chain.chain(self.renewal.poll_timeout()).chain(self.widths.next_wake()).min()
     }
 
     pub(super) fn handle_timeout(&mut self, budget: &mut Budget, now: Instant) {
+        self.watch_traffic(now);
         if let Some(introduced) = &mut self.introduction {
             introduced.ladder.handle_timeout(budget, now);
         }
@@ -189,16 +194,6 @@ impl RemoteState {
         });
         closed.max()
     }
-
-    /// Has every connection send something that wants an acknowledgement, which clears what a dead path has left in the
-    /// loss detection. A window that grows by one byte is such a thing, and the application does not see it.
-    fn kick(&mut self) {
-        self.kicks += 1;
-        let window = config::RECEIVE_WINDOW.saturating_add(self.kicks);
-        for connection in self.sessions.iter().filter_map(WeakSession::connection) {
-            connection.set_receive_window(window.into());
-        }
-    }
 }
 
 impl Driver {
@@ -227,6 +222,7 @@ impl Driver {
                 selected: None,
                 extras: Extras::default(),
                 loss: None,
+                widths: Widths::default(),
                 kicks: 0,
                 keep_until: now + UNUSED,
             },
@@ -314,61 +310,6 @@ impl Driver {
         });
     }
 
-    pub(super) fn route_over_relay(&mut self, key: Key, now: Instant) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
-        let route = introduced.way.route(introduced.channel);
-        state.news.announce(introduced.way.path());
-        if state.remote.switch(route, now) {
-            state.kick();
-        }
-    }
-
-    /// Leaves a direct path, unless it begins at an address that this machine has had all along.
-    pub(super) fn leave_unless_kept(&mut self, key: Key, kept: &BTreeSet<IpAddr>, now: Instant) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(Path::Direct { local, remote, .. }) = state.news.path() else { return };
-        let here = local_address(Some(SocketAddr::new(unspecified(local), local.port())), remote);
-        if here == local && kept.contains(&local.ip()) {
-            return;
-        }
-        tracing::debug!(peer = %state.peer.short(), %local, "the direct path began in another network");
-        state.selected = None;
-        self.route_over_relay(key, now);
-    }
-
-    /// The handshake is confirmed: a direct path may carry data.
-    pub(super) fn confirmed(&mut self, key: Key, now: Instant) {
-        if let Some(state) = self.remotes.get_mut(&key) {
-            state.confirmed = true;
-            self.route_directly(key, now);
-        }
-    }
-
-    /// Moves to the selected path, unless the handshake is still on its way: data that overtakes it is thrown away.
-    fn route_directly(&mut self, key: Key, now: Instant) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(selected) = state.selected.filter(|_| state.confirmed) else { return };
-        let remote = selected.path.remote;
-        let Some(socket) = state.extras.index(selected.path.socket) else { return };
-        let rung = state.introduction.as_ref().map(|introduced| introduced.ladder.rung(selected.path));
-        let path = Path::Direct {
-            local: local_address(self.socket.local_address(socket), remote),
-            remote,
-            kind: selected.remote_kind,
-            rung: rung.unwrap_or(peer_agent::Rung::Plain),
-            rtt: selected.rtt,
-        };
-        if state.remote.switch(Route::Direct { socket, address: remote }, now) {
-            state.news.note(|milestones| {
-                milestones.direct.get_or_insert(now);
-            });
-            tracing::debug!(peer = %state.peer.short(), %path, "switched");
-            state.news.announce(path);
-            state.kick();
-        }
-    }
-
     /// Carries out what a remote's ladder wants.
     pub(super) fn pump(&mut self, key: Key, now: Instant) {
         loop {
@@ -422,6 +363,8 @@ impl Driver {
                 state.selected = None;
                 self.route_over_relay(key, now);
             }
+            peer_agent::Event::Doubtful { .. } => self.route_both_ways(key, now),
+            peer_agent::Event::Trusted { .. } => self.route_directly(key, now),
             peer_agent::Event::Exhausted => {
                 state.news.set_exhausted(true);
                 tracing::debug!(peer = %state.peer.short(), "no direct path found; staying on the relay");
@@ -463,10 +406,7 @@ impl Driver {
     /// QUIC from `source` belongs to this remote from now on.
     fn add_source(&mut self, source: SocketAddr, key: Key) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let in_use = match **state.remote.route() {
-            Route::Direct { address, .. } => Some(address),
-            Route::Capture | Route::Relay { .. } | Route::Stream { .. } => None,
-        };
+        let in_use = state.remote.route().direct();
         state.sources.retain(|known| *known != source);
         state.sources.push_back(source);
         let forgotten = if state.sources.len() > MAX_SOURCES {
@@ -519,21 +459,4 @@ impl Driver {
             table.sources.retain(|_, owner| *owner != key);
         });
     }
-}
-
-/// Any address, of the same family.
-fn unspecified(address: SocketAddr) -> IpAddr {
-    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
-}
-
-/// The address that the system sends from on the way to `remote`; what the socket is bound to when it does not say.
-fn local_address(bound: Option<SocketAddr>, remote: SocketAddr) -> SocketAddr {
-    let bound = bound.unwrap_or_else(|| SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0));
-    if !bound.ip().is_unspecified() {
-        return bound;
-    }
-    // Connecting a UDP socket sends nothing; it asks the routing table.
-    let routed = std::net::UdpSocket::bind(SocketAddr::new(bound.ip(), 0))
-        .and_then(|socket| socket.connect(remote).and_then(|()| socket.local_addr()));
-    routed.map_or(bound, |routed| SocketAddr::new(routed.ip(), bound.port()))
 }

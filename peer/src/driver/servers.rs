@@ -23,7 +23,7 @@ use crate::link::{Place, Reached, Registering};
 use crate::reflection::Reflection;
 use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
-use crate::socket::{Remote, Route};
+use crate::socket::{Remote, Route, Straight};
 
 use super::roaming::ANSWER;
 use super::way::{Streams, Way};
@@ -223,7 +223,8 @@ impl Driver {
     /// A synthetic address for a server's own, the same whenever it is asked for.
     pub(super) fn server_synthetic(&mut self, address: SocketAddr, now: Instant) -> Option<SocketAddr> {
         let socket = self.socket.socket_for(address)?;
-        let remote = Arc::new(Remote::new(self.next_remote, Route::Direct { socket, address }, now));
+        let remote =
+            Arc::new(Remote::new(self.next_remote, Route::Direct(Straight { socket, address }), now));
         let mut synthetic = remote.synthetic;
         self.next_remote += 1;
         self.socket.update(|table| {

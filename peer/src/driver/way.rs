@@ -8,7 +8,7 @@ use rendezvous_wire::message::{RegistrationId, Request};
 use rendezvous_wire::relay::Channel;
 
 use crate::session::{Path, RelayTransport};
-use crate::socket::{Route, SocketIndex};
+use crate::socket::{Carrier, Framed, Route, SocketIndex};
 use crate::tunnel::Tunnel;
 use crate::tunnel::outlet::Outlet;
 
@@ -48,12 +48,13 @@ impl Way {
         }
     }
 
-    /// The route on a channel.
-    pub(super) fn route(&self, channel: Channel) -> Route {
-        match self {
-            Self::Udp { socket, relay } => Route::Relay { socket: *socket, address: *relay, channel },
-            Self::Stream { outlet, .. } => Route::Stream { outlet: outlet.clone(), channel },
-        }
+    /// The way to the other side on a channel.
+    pub(super) fn framed(&self, channel: Channel) -> Framed {
+        let carrier = match self {
+            Self::Udp { socket, relay } => Carrier::Udp { socket: *socket, address: *relay },
+            Self::Stream { outlet, .. } => Carrier::Stream(outlet.clone()),
+        };
+        Framed { carrier, channel }
     }
 
     /// How a path through the relay is shown.
@@ -140,12 +141,14 @@ impl Driver {
         let Some(state) = self.remotes.get(&key) else { return };
         let Some(introduced) = &state.introduction else { return };
         let known = (introduced.way.relay(), introduced.channel);
-        let relayed = matches!(**state.remote.route(), Route::Relay { .. } | Route::Stream { .. });
+        let route = (**state.remote.route()).clone();
         self.socket.update(|table| {
             table.channels.insert(known, key);
         });
-        if relayed {
-            self.route_over_relay(key, now);
+        match route {
+            Route::Relay(_) => self.route_over_relay(key, now),
+            Route::Both { .. } => self.route_both_ways(key, now),
+            Route::Capture | Route::Direct(_) => {}
         }
     }
 }

@@ -5,10 +5,12 @@
 //! quinn: any but `WouldBlock` would end a connection or the endpoint, and to QUIC a lost datagram is only a lost datagram.
 
 mod congestion;
+mod meter;
+mod pieces;
 mod remote;
+mod sending;
 mod table;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -31,8 +33,11 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 pub(crate) use congestion::SwitchAwareConfig;
-pub(crate) use remote::{Remote, Route, SocketIndex};
+pub(crate) use pieces::WidthProbe;
+pub(crate) use remote::{Carrier, Framed, Remote, Route, SocketIndex, Straight};
 pub(crate) use table::Table;
+
+use pieces::Control;
 
 /// STUN messages that may wait for the driver; more are dropped, as a full socket buffer would drop them.
 const STUN_QUEUE: usize = 1024;
@@ -46,6 +51,15 @@ pub(crate) struct StunDatagram {
     pub(crate) socket: SocketIndex,
     pub(crate) source: SocketAddr,
     pub(crate) bytes: Bytes,
+}
+
+/// What the driver hears of probes, by their nonces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// The other side asks, on a stream.
+    Asked([u8; 8]),
+    /// The other side has answered.
+    Answered([u8; 8]),
 }
 
 /// Most sockets: as many as [`PathSocket::blocked`] has bits.
@@ -96,6 +110,10 @@ pub(crate) struct PathSocket {
     /// When this process was last known to run, in milliseconds since `born`.
     beat: AtomicU64,
     born: Instant,
+    /// Synthetic addresses of remotes whose traffic the driver has to look at.
+    traffic: mpsc::UnboundedSender<SocketAddr>,
+    /// Probes to be answered on a stream, and answers.
+    widths: mpsc::Sender<(SocketAddr, Width)>,
     /// Which socket is read first, so that a busy one cannot starve the other.
     turn: AtomicU64,
 }
@@ -104,6 +122,8 @@ pub(crate) struct PathSocket {
 pub(crate) struct Outlets {
     pub(crate) stun: mpsc::Receiver<StunDatagram>,
     pub(crate) flights: mpsc::UnboundedReceiver<SocketAddr>,
+    pub(crate) traffic: mpsc::UnboundedReceiver<SocketAddr>,
+    pub(crate) widths: mpsc::Receiver<(SocketAddr, Width)>,
 }
 
 impl fmt::Debug for PathSocket {
@@ -126,6 +146,8 @@ impl PathSocket {
         let own = inners.iter().flatten().map(|inner: &Arc<Inner>| inner.local).collect();
         let (stun, stun_rx) = mpsc::channel(STUN_QUEUE);
         let (flights, flights_rx) = mpsc::unbounded_channel();
+        let (traffic, traffic_rx) = mpsc::unbounded_channel();
+        let (widths, widths_rx) = mpsc::channel(STUN_QUEUE);
         let socket = Self {
             inners: ArcSwap::from_pointee(inners),
             own,
@@ -137,9 +159,14 @@ impl PathSocket {
             flights,
             beat: AtomicU64::new(0),
             born: Instant::now(),
+            traffic,
+            widths,
             turn: AtomicU64::new(0),
         };
-        Ok((Arc::new(socket), Outlets { stun: stun_rx, flights: flights_rx }))
+        Ok((
+            Arc::new(socket),
+            Outlets { stun: stun_rx, flights: flights_rx, traffic: traffic_rx, widths: widths_rx },
+        ))
     }
 
     /// The addresses of its own sockets, by index; adopted ones not counted.
@@ -239,95 +266,58 @@ impl PathSocket {
         }
     }
 
-    /// Sends by a route. Only `WouldBlock` is an error.
-    fn send(&self, remote: &Remote, transmit: &Transmit<'_>) -> io::Result<()> {
-        match &**remote.route() {
-            Route::Capture => {
-                let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-                for datagram in transmit.contents.chunks(size) {
-                    if remote.capture(datagram) {
-                        // The driver outlives the socket's use but for the moment of shutting down.
-                        let _ = self.flights.send(remote.synthetic);
-                    }
-                }
-                Ok(())
-            }
-            Route::Direct { socket, address } => self.send_on(
-                *socket,
-                &Transmit {
-                    destination: *address,
-                    ecn: transmit.ecn,
-                    contents: transmit.contents,
-                    segment_size: transmit.segment_size,
-                    src_ip: None,
-                },
-            ),
-            Route::Stream { outlet, channel } => {
-                with_frames(channel.header(), transmit, |contents, segment_size| {
-                    outlet.push(contents, segment_size.unwrap_or(contents.len()));
-                });
-                Ok(())
-            }
-            Route::Relay { socket, address, channel } => {
-                let header = channel.header();
-                with_frames(header, transmit, |contents, segment_size| {
-                    self.send_on(
-                        *socket,
-                        &Transmit {
-                            destination: *address,
-                            ecn: transmit.ecn,
-                            contents,
-                            segment_size,
-                            src_ip: None,
-                        },
-                    )
-                })
-            }
-        }
-    }
-
     /// Takes frames of `segment` bytes each, but for a shorter last one, that a relay has sent on a stream.
     pub(crate) fn receive_frames(&self, relay: SocketAddr, frames: &Bytes, segment: usize) {
         let table = self.table.load();
         let mut start = 0;
         while start < frames.len() {
             let end = frames.len().min(start.saturating_add(segment.max(1)));
-            if let Some(remote) = table.framed(relay, &frames[start..end]) {
+            let frame = &frames[start..end];
+            if let Some(remote) = table.framed(relay, frame) {
+                self.note_received(&table, remote, relay, true);
                 self.inject(remote, frames.slice(start + HEADER_LEN..end));
+            } else if let Some(remote) = table.channel(relay, frame)
+                && let Some(control) = pieces::parse(&frame[HEADER_LEN..])
+            {
+                self.control(&table, remote, (relay, None), control);
             }
             start = end;
         }
     }
 
-    /// Flushes what was captured for a remote that now has a route.
-    pub(crate) fn flush(&self, remote: &Remote) {
-        for datagram in remote.take_captured() {
-            let transmit = Transmit {
-                destination: remote.synthetic,
-                ecn: None,
-                contents: &datagram,
-                segment_size: None,
-                src_ip: None,
-            };
-            // A loss to QUIC.
-            let _ = self.send(remote, &transmit);
+    /// The other side's path socket has said something from `source`; with the socket and the header that it came with, unless that
+    /// was on a stream.
+    fn control(
+        &self,
+        table: &Table,
+        remote: SocketAddr,
+        (source, back): (SocketAddr, Option<(SocketIndex, &[u8])>),
+        control: Control<'_>,
+    ) {
+        match (control, back) {
+            (Control::Piece(piece), _) => {
+                let Some(known) = table.remotes.get(&remote) else { return };
+                let whole = known.pieces.lock().unwrap_or_else(PoisonError::into_inner).take(piece);
+                if let Some(whole) = whole {
+                    let relayed = back.is_none() || table.relays.contains(&source);
+                    self.note_received(table, remote, source, relayed);
+                    self.inject(remote, whole);
+                }
+            }
+            // Far shorter than the probe: nothing to amplify with.
+            (Control::Probe(nonce), Some((socket, frame))) => {
+                self.send_stun(socket, source, &pieces::answer(frame, nonce));
+            }
+            (Control::Probe(nonce), None) => drop(self.widths.try_send((remote, Width::Asked(nonce)))),
+            (Control::Answer(nonce), _) => drop(self.widths.try_send((remote, Width::Answered(nonce)))),
         }
     }
 
-    fn send_on(&self, socket: SocketIndex, transmit: &Transmit<'_>) -> io::Result<()> {
-        let inners = self.inners.load();
-        let Some(Some(inner)) = inners.get(socket) else { return Ok(()) };
-        let sent = inner.io.try_io(Interest::WRITABLE, || inner.state.send(inner.sockref(), transmit));
-        match sent {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.blocked.fetch_or(1 << socket, Ordering::Release);
-                Err(error)
-            }
-            Err(error) => {
-                tracing::trace!(destination = %transmit.destination, %error, "datagram not sent");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
+    /// A datagram of `remote` has come from `source`.
+    fn note_received(&self, table: &Table, remote: SocketAddr, source: SocketAddr, relayed: bool) {
+        let Some(remote) = table.remotes.get(&remote) else { return };
+        if remote.note_received(source, relayed) {
+            let _ = self.traffic.send(remote.synthetic);
         }
     }
 
@@ -355,13 +345,21 @@ impl PathSocket {
             // An error is WouldBlock, or an ICMP error of some earlier send: neither concerns this read.
             let Ok(count) = received else { continue };
             let table = self.table.load();
-            let mut sink = Sorted { owner: self, socket };
             for (buffer, meta) in buffers.iter_mut().zip(meta.iter_mut()).take(count) {
+                let source = meta.addr;
+                let mut sink = Sorted { owner: self, socket, table: &table, source };
                 table::demux(&table, buffer, meta, &mut sink);
+                if meta.len > 0 {
+                    self.note_received(&table, meta.addr, source, table.relays.contains(&source));
+                }
             }
             // quinn skips buffers of length 0.
             if meta[..count].iter().any(|meta| meta.len > 0) {
                 return Poll::Ready(count);
+            }
+            // What was put together waits already: it must not pile up.
+            if !self.injected.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                return Poll::Ready(0);
             }
         }
     }
@@ -380,29 +378,11 @@ impl PathSocket {
     }
 }
 
-/// Puts a frame header before every datagram of `transmit`, in a buffer that the thread keeps.
-fn with_frames<T>(
-    header: [u8; HEADER_LEN],
-    transmit: &Transmit<'_>,
-    send: impl FnOnce(&[u8], Option<usize>) -> T,
-) -> T {
-    thread_local! {
-        static FRAMES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-    FRAMES.with_borrow_mut(|frames| {
-        frames.clear();
-        for datagram in transmit.contents.chunks(size) {
-            frames.extend_from_slice(&header);
-            frames.extend_from_slice(datagram);
-        }
-        send(frames, transmit.segment_size.map(|size| size + HEADER_LEN))
-    })
-}
-
 struct Sorted<'a> {
     owner: &'a PathSocket,
     socket: SocketIndex,
+    table: &'a Table,
+    source: SocketAddr,
 }
 
 impl table::Sink for Sorted<'_> {
@@ -413,7 +393,14 @@ impl table::Sink for Sorted<'_> {
     }
 
     fn stray(&mut self, remote: SocketAddr, datagram: Bytes) {
+        let relayed = self.table.relays.contains(&self.source);
+        self.owner.note_received(self.table, remote, self.source, relayed);
         self.owner.inject(remote, datagram);
+    }
+
+    fn control(&mut self, remote: SocketAddr, frame: &[u8], control: Control<'_>) {
+        let back = Some((self.socket, frame));
+        self.owner.control(self.table, remote, (self.source, back), control);
     }
 }
 
@@ -446,6 +433,7 @@ impl AsyncUdpSocket for PathSocket {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         for offset in 0..count {
             if let Poll::Ready(filled) = self.receive((turn + offset) % count, cx, buffers, meta) {
+                let filled = if filled > 0 { filled } else { self.take_injected(buffers, meta) };
                 return Poll::Ready(Ok(filled));
             }
         }

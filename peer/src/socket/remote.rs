@@ -1,6 +1,7 @@
 //! One remote endpoint as QUIC sees it: a synthetic address that stays, over a path that does not.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,6 +10,8 @@ use rendezvous_wire::message::{MAX_FIRST_FLIGHT, MAX_FLIGHT_DATAGRAM};
 use rendezvous_wire::relay::Channel;
 
 use super::congestion::PathEpoch;
+use super::meter::Meter;
+use super::pieces::Reassembly;
 use crate::tunnel::outlet::Outlet;
 
 /// The index of one of the path socket's UDP sockets.
@@ -20,11 +23,44 @@ pub(crate) enum Route {
     /// No way is known yet: what quinn sends is kept as the first flight of an introduction.
     Capture,
     /// Straight to an address.
-    Direct { socket: SocketIndex, address: SocketAddr },
+    Direct(Straight),
     /// In frames to a relay.
-    Relay { socket: SocketIndex, address: SocketAddr, channel: Channel },
-    /// In frames to a relay, on a stream.
-    Stream { outlet: Arc<Outlet>, channel: Channel },
+    Relay(Framed),
+    /// Everything both ways, while the direct one is in doubt. QUIC drops whichever copy comes second.
+    Both { direct: Straight, relay: Framed },
+}
+
+/// Straight to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Straight {
+    pub(crate) socket: SocketIndex,
+    pub(crate) address: SocketAddr,
+}
+
+/// In frames to a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Framed {
+    pub(crate) carrier: Carrier,
+    pub(crate) channel: Channel,
+}
+
+/// How frames reach a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// In datagrams.
+    Udp { socket: SocketIndex, address: SocketAddr },
+    /// On a stream.
+    Stream(Arc<Outlet>),
+}
+
+impl Route {
+    /// Where it goes without a relay.
+    pub(crate) fn direct(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Direct(direct) | Self::Both { direct, .. } => Some(direct.address),
+            Self::Capture | Self::Relay(_) => None,
+        }
+    }
 }
 
 /// A remote endpoint.
@@ -35,6 +71,14 @@ pub(crate) struct Remote {
     /// Shared with the congestion controllers of its connections.
     pub(crate) epoch: Arc<PathEpoch>,
     route: ArcSwap<Route>,
+    /// Of the direct route.
+    pub(crate) meter: Meter,
+    /// Whether the direct path, and the relayed one, are known to carry datagrams of full size.
+    pub(super) direct_is_wide: AtomicBool,
+    pub(super) relay_is_wide: AtomicBool,
+    /// Of the next datagram that goes in two pieces.
+    pub(super) number: AtomicU16,
+    pub(super) pieces: Mutex<Reassembly>,
     captured: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -48,6 +92,11 @@ impl Remote {
             synthetic: SocketAddr::new(address.into(), 1),
             epoch: Arc::new(PathEpoch::new(now)),
             route: ArcSwap::from_pointee(route),
+            meter: Meter::new(now),
+            direct_is_wide: AtomicBool::new(false),
+            relay_is_wide: AtomicBool::new(false),
+            number: AtomicU16::new(0),
+            pieces: Mutex::default(),
             captured: Mutex::default(),
         }
     }
@@ -59,16 +108,40 @@ impl Remote {
 
     /// Sends everything from now on by `route`. Gives false when that is what it does already.
     pub(crate) fn switch(&self, route: Route, now: Instant) -> bool {
-        if **self.route.load() == route {
+        let before = self.route.load_full();
+        if *before == route {
             return false;
         }
-        let direct = matches!(route, Route::Direct { .. });
-        let first = matches!(**self.route.load(), Route::Capture);
+        let direct = matches!(route, Route::Direct(_));
+        // The relay goes on as it is when the direct route beside it ends.
+        let same = matches!((&*before, &route), (Route::Capture, _) | (Route::Both { .. }, Route::Relay(_)));
+        if before.direct() != route.direct() {
+            self.meter.reset();
+            self.direct_is_wide.store(false, Ordering::Relaxed);
+        }
         self.route.store(Arc::new(route));
-        if !first {
+        if !same {
             self.epoch.advance(direct, now);
         }
         true
+    }
+
+    /// Whether its direct path, or its relayed one, carries datagrams of full size; until then longer ones go in pieces.
+    pub(crate) fn set_wide(&self, direct: bool, wide: bool) {
+        let which = if direct { &self.direct_is_wide } else { &self.relay_is_wide };
+        which.store(wide, Ordering::Relaxed);
+    }
+
+    /// A datagram of its own has come from `source`, over a relay or not. True when the driver has to be told.
+    pub(super) fn note_received(&self, source: SocketAddr, relayed: bool) -> bool {
+        let Some(direct) = self.route.load().direct() else { return false };
+        if relayed {
+            return self.meter.note_copy();
+        }
+        if direct == source {
+            self.meter.note_received();
+        }
+        false
     }
 
     /// Keeps a datagram that has no route. Returns whether it is the first.

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::relay::Channel;
+use rendezvous_wire::relay::{Channel, HEADER_LEN};
 
 use super::*;
 
@@ -68,7 +68,7 @@ async fn receive(socket: &PathSocket) -> Vec<(SocketAddr, Vec<u8>)> {
 async fn a_batch_goes_through_a_relay_and_back_whole_and_in_order() {
     let (socket, _outlets, relay, address) = pair().await;
     let channel = Channel::new(5).unwrap();
-    let remote = add(&socket, Route::Relay { socket: 0, address, channel });
+    let remote = add(&socket, Route::Relay(Framed { carrier: Carrier::Udp { socket: 0, address }, channel }));
     socket.update(|table| {
         table.relays.insert(address);
         table.channels.insert((address, channel), remote.synthetic);
@@ -95,17 +95,18 @@ async fn a_switch_changes_where_the_same_remote_is_reached() {
     let (socket, _outlets, first, first_address) = pair().await;
     let second = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     second.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let remote = add(&socket, Route::Direct { socket: 0, address: first_address });
+    let remote = add(&socket, Route::Direct(Straight { socket: 0, address: first_address }));
     let mut buffer = [0; 100];
     for receiver in [&first, &second] {
         let address = receiver.local_addr().unwrap();
-        remote.switch(Route::Direct { socket: 0, address }, Instant::now());
+        remote.switch(Route::Direct(Straight { socket: 0, address }), Instant::now());
         transmit(&remote, &[0xc0, 1, 2], None, |transmit| socket.try_send(transmit).unwrap());
         assert_eq!(receiver.recv(&mut buffer).unwrap(), 3);
     }
-    assert!(
-        !remote.switch(Route::Direct { socket: 0, address: second.local_addr().unwrap() }, Instant::now())
-    );
+    assert!(!remote.switch(
+        Route::Direct(Straight { socket: 0, address: second.local_addr().unwrap() }),
+        Instant::now()
+    ));
 }
 
 #[tokio::test]
@@ -117,7 +118,7 @@ async fn a_first_flight_is_captured_told_of_once_and_flushed() {
     }
     assert_eq!(outlets.flights.try_recv().unwrap(), remote.synthetic);
     assert!(outlets.flights.try_recv().is_err(), "told of more than once");
-    remote.switch(Route::Direct { socket: 0, address }, Instant::now());
+    remote.switch(Route::Direct(Straight { socket: 0, address }), Instant::now());
     socket.flush(&remote);
     let mut buffer = [0; 100];
     for number in 0..3 {
@@ -130,7 +131,7 @@ async fn a_first_flight_is_captured_told_of_once_and_flushed() {
 #[tokio::test]
 async fn stun_leaves_by_its_own_door_and_injected_datagrams_come_in() {
     let (socket, mut outlets, other, address) = pair().await;
-    let remote = add(&socket, Route::Direct { socket: 0, address });
+    let remote = add(&socket, Route::Direct(Straight { socket: 0, address }));
     let own = socket.local_addresses()[0];
     other.send_to(&[0, 1, 2, 3], own).unwrap();
     // QUIC of a stranger: dropped.
@@ -153,13 +154,14 @@ async fn stun_leaves_by_its_own_door_and_injected_datagrams_come_in() {
 async fn no_error_but_would_block_reaches_quinn() {
     let (socket, _outlets, _other, _) = pair().await;
     // No route to an IPv6 address from an IPv4 socket; no remote at all.
-    let remote = add(&socket, Route::Direct { socket: 0, address: "[2001:db8::1]:9".parse().unwrap() });
+    let remote =
+        add(&socket, Route::Direct(Straight { socket: 0, address: "[2001:db8::1]:9".parse().unwrap() }));
     transmit(&remote, &[0xc0], None, |transmit| socket.try_send(transmit).unwrap());
     let stranger = Remote::new(8, Route::Capture, Instant::now());
     transmit(&stranger, &[0xc0], None, |transmit| socket.try_send(transmit).unwrap());
     let remote = Arc::new(Remote::new(
         9,
-        Route::Direct { socket: 3, address: "192.0.2.1:9".parse().unwrap() },
+        Route::Direct(Straight { socket: 3, address: "192.0.2.1:9".parse().unwrap() }),
         Instant::now(),
     ));
     socket.update(|table| {
@@ -181,7 +183,7 @@ async fn an_adopted_socket_carries_quic_both_ways_and_can_be_released() {
     extra.writable().await.unwrap();
     let extra_address = extra.local_addr().unwrap();
     let index = socket.adopt(extra).unwrap();
-    let remote = add(&socket, Route::Direct { socket: index, address });
+    let remote = add(&socket, Route::Direct(Straight { socket: index, address }));
     socket.update(|table| {
         table.sources.insert(address, remote.synthetic);
     });
@@ -198,4 +200,51 @@ async fn an_adopted_socket_carries_quic_both_ways_and_can_be_released() {
         Some(index),
         "the slot is free again"
     );
+}
+
+#[tokio::test]
+async fn a_doubtful_route_sends_everything_twice() {
+    let (socket, _outlets, other, address) = pair().await;
+    let relay = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    relay.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let channel = Channel::new(20).unwrap();
+    let framed =
+        Framed { carrier: Carrier::Udp { socket: 0, address: relay.local_addr().unwrap() }, channel };
+    let remote = add(&socket, Route::Both { direct: Straight { socket: 0, address }, relay: framed });
+    transmit(&remote, b"\xc0abc", None, |transmit| socket.try_send(transmit).unwrap());
+    let mut buffer = [0; 100];
+    let length = other.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"\xc0abc");
+    let length = relay.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[HEADER_LEN..length], b"\xc0abc");
+}
+
+#[tokio::test]
+async fn the_driver_hears_of_unanswered_traffic_and_of_copies() {
+    let (socket, mut outlets, other, address) = pair().await;
+    let relay = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let relay_address = relay.local_addr().unwrap();
+    let channel = Channel::new(20).unwrap();
+    let remote = add(&socket, Route::Direct(Straight { socket: 0, address }));
+    socket.update(|table| {
+        table.sources.insert(address, remote.synthetic);
+        table.relays.insert(relay_address);
+        table.channels.insert((relay_address, channel), remote.synthetic);
+    });
+    for _ in 0..3 {
+        transmit(&remote, b"\xc0abc", None, |transmit| socket.try_send(transmit).unwrap());
+    }
+    assert_eq!(outlets.traffic.try_recv(), Ok(remote.synthetic));
+    assert!(outlets.traffic.try_recv().is_err(), "once is enough");
+    assert!(remote.meter.take().unanswered_since.is_some());
+    let own = socket.local_addresses()[0];
+    other.send_to(b"\xc0def", own).unwrap();
+    receive(&socket).await;
+    assert_eq!(remote.meter.take(), peer_agent::Traffic::default());
+    let mut frame = channel.header().to_vec();
+    frame.extend(b"\xc0ghi");
+    relay.send_to(&frame, own).unwrap();
+    receive(&socket).await;
+    assert_eq!(outlets.traffic.try_recv(), Ok(remote.synthetic));
+    assert!(remote.meter.take().relayed);
 }

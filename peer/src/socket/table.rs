@@ -10,6 +10,7 @@ use quinn::udp::RecvMeta;
 use rendezvous_wire::demux::{Protocol, classify};
 use rendezvous_wire::relay::{Channel, HEADER_LEN};
 
+use super::pieces::{self, Control};
 use super::remote::Remote;
 
 /// What the packet path looks up. Replaced as a whole on every change, read without a lock.
@@ -39,8 +40,23 @@ impl Table {
 
     /// The synthetic address that the QUIC in a relay's frame belongs to.
     pub(super) fn framed(&self, relay: SocketAddr, frame: &[u8]) -> Option<SocketAddr> {
-        let remote = self.channels.get(&(relay, Channel::of(frame)?))?;
-        (classify(&frame[HEADER_LEN..]) == Protocol::Quic).then_some(*remote)
+        (classify(frame.get(HEADER_LEN..)?) == Protocol::Quic).then(|| self.channel(relay, frame)).flatten()
+    }
+
+    /// The synthetic address that a relay's frame belongs to.
+    pub(super) fn channel(&self, relay: SocketAddr, frame: &[u8]) -> Option<SocketAddr> {
+        self.channels.get(&(relay, Channel::of(frame)?)).copied()
+    }
+
+    /// The same for what the other side's path socket says to ours: it comes from where its QUIC comes from.
+    fn control(&self, source: SocketAddr, datagram: &[u8]) -> Option<(SocketAddr, usize)> {
+        if self.relays.contains(&source) {
+            return Some((self.channel(source, datagram)?, HEADER_LEN));
+        }
+        (classify(datagram) == Protocol::Relay)
+            .then(|| self.sources.get(&source))
+            .flatten()
+            .map(|remote| (*remote, 0))
     }
 }
 
@@ -50,6 +66,8 @@ pub(crate) trait Sink {
     fn stun(&mut self, source: SocketAddr, datagram: &[u8]);
     /// A QUIC datagram that does not fit the run in place: of another remote, or after a shorter one.
     fn stray(&mut self, remote: SocketAddr, datagram: Bytes);
+    /// What the other side's path socket says: behind `frame`, a relay's header or nothing.
+    fn control(&mut self, remote: SocketAddr, frame: &[u8], control: Control<'_>);
 }
 
 /// Sorts one received buffer, which GRO may have made of many datagrams: leaves in it one run of QUIC datagrams of one remote,
@@ -78,6 +96,11 @@ pub(crate) fn demux(table: &Table, buffer: &mut [u8], meta: &mut RecvMeta, sink:
                 ended = size < run_stride;
             } else {
                 sink.stray(remote, Bytes::copy_from_slice(&buffer[start + skip..end]));
+            }
+        } else if let Some((remote, skip)) = table.control(source, datagram) {
+            let (frame, datagram) = datagram.split_at(skip);
+            if let Some(control) = pieces::parse(datagram) {
+                sink.control(remote, frame, control);
             }
         }
         start = end;

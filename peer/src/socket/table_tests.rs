@@ -12,6 +12,8 @@ const SHORT: u8 = 0x45;
 struct Collected {
     stun: Vec<(SocketAddr, Vec<u8>)>,
     stray: Vec<(SocketAddr, Bytes)>,
+    /// Whose, in a frame or not, and what.
+    control: Vec<(SocketAddr, bool, String)>,
 }
 
 impl Sink for Collected {
@@ -21,6 +23,10 @@ impl Sink for Collected {
 
     fn stray(&mut self, remote: SocketAddr, datagram: Bytes) {
         self.stray.push((remote, datagram));
+    }
+
+    fn control(&mut self, remote: SocketAddr, frame: &[u8], control: Control<'_>) {
+        self.control.push((remote, !frame.is_empty(), format!("{control:?}")));
     }
 }
 
@@ -136,5 +142,21 @@ fn any_bytes_at_all_are_survived() {
         let mut meta = RecvMeta { addr: source, len: length, stride, ecn: None, dst_ip: None };
         demux(&table, &mut buffer, &mut meta, &mut Collected::default());
         assert!(meta.len <= length, "seed {seed}");
+    }
+}
+
+#[test]
+fn control_is_taken_from_where_quic_is_taken_from() {
+    let (_, first, second) = table();
+    let probe = pieces::probe(&[], [9; 8]);
+    let (buffer, _, sink) = run(DIRECT, std::slice::from_ref(&probe));
+    assert_eq!((buffer.len(), sink.control.len()), (0, 1));
+    assert_eq!((sink.control[0].0, sink.control[0].1), (first, false));
+    let framed = pieces::answer(&Channel::new(2).unwrap().header(), [9; 8]);
+    let (_, _, sink) = run(RELAY, &[framed]);
+    assert_eq!((sink.control[0].0, sink.control[0].1), (second, true));
+    for (source, datagram) in [("192.0.2.9:9", probe.clone()), (RELAY, probe)] {
+        let (buffer, _, sink) = run(source, &[datagram]);
+        assert_eq!((buffer.len(), sink.control.len(), sink.stray.len()), (0, 0, 0), "from {source}");
     }
 }

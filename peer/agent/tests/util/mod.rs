@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "shared between test binaries, each of which uses a part")]
 
 pub mod nat;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use rendezvous_wire::message::{Credentials, Role};
 use rendezvous_wire::{Candidate, CandidateKind};
 
 pub use nat::{Filtering, Mapping, Nat};
+pub use traffic::Flow;
 
 pub const A: usize = 0;
 pub const B: usize = 1;
@@ -91,6 +93,7 @@ pub struct Peer {
     pub seed: u64,
     pub events: Vec<(Duration, Event)>,
     pub sent: Vec<Sent>,
+    pub flow: Flow,
 }
 
 impl Peer {
@@ -172,6 +175,7 @@ impl World {
                 seed: seed ^ (0xa5a5_0000 + side as u64),
                 events: Vec::new(),
                 sent: Vec::new(),
+                flow: Flow::default(),
             }
         });
         let mut world = Self {
@@ -287,7 +291,8 @@ impl World {
             None => Some(peer.introduced),
             Some(agent) => agent.poll_timeout().map(|(at, _)| at.saturating_duration_since(self.origin)),
         });
-        wire.into_iter().chain(peers).min()
+        let flows = self.peers.iter().filter_map(|peer| peer.flow.next);
+        wire.into_iter().chain(peers).chain(flows).min()
     }
 
     fn step(&mut self) {
@@ -302,6 +307,7 @@ impl World {
                 }
                 self.introduce(side);
             }
+            self.drive_flow(side);
             let now = self.instant(self.now);
             let agent = self.peers[side].agent.as_mut().unwrap();
             if agent.poll_timeout().is_some_and(|(at, _)| at <= now) {
@@ -319,6 +325,7 @@ impl World {
         let agent = peer.agent.as_mut().unwrap();
         while let Some(event) = agent.poll_event() {
             peer.events.push((self.now, event));
+            peer.flow.note_event(&event);
         }
         let mut datagrams = Vec::new();
         while let Some(transmit) = agent.poll_transmit() {
@@ -387,6 +394,10 @@ impl World {
             },
             None => packet.to,
         };
+        if traffic::is_data(&packet.data) {
+            self.deliver_data(packet.from, to, &packet.data);
+            return;
+        }
         for side in [A, B] {
             let own = self.peers[side].sockets.iter().find(|(_, local)| *local == to).map(|(id, _)| *id);
             if let Some(socket) = own {
