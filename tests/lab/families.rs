@@ -76,7 +76,9 @@ fn by_name(ipv6: Ipv6) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
     let [dialler, listener] = pair(&mut world, RouterKind::EimApdf, [ipv6, Ipv6::None])?;
     let (_listening, id) = world.listener(&listener, "listener", &["--echo"])?;
-    let mut peer = world.peer_with_server_name(&dialler, "dialler", &["connect", &id])?;
+    let server = &world.server_host;
+    let addresses = [server.ipv4().into(), server.ipv6().context("servers have IPv6")?.into()];
+    let mut peer = world.peer_with_server_name(&dialler, "dialler", &addresses, &["connect", &id])?;
     let stdin = peer.stdin()?;
     let relayed = peer.named("path")?;
     let relay = relayed["relay"].as_str().with_context(|| format!("not over the relay first: {relayed}"))?;

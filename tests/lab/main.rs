@@ -19,6 +19,7 @@ mod mtu;
 mod networks;
 mod poisoned;
 mod portmap;
+mod reverse_proxy;
 mod roaming;
 mod tcp;
 mod transfer;
@@ -55,6 +56,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(household::trials());
     trials.extend(transfer::trials());
     trials.extend(tcp::trials());
+    trials.extend(reverse_proxy::trials());
     trials.extend(failover::trials());
     trials.extend(mtu::trials());
     trials.extend(garbage::trials());

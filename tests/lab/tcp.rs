@@ -54,7 +54,12 @@ fn home(world: &mut World, name: &str, kind: RouterKind) -> anyhow::Result<Site>
 }
 
 /// Waits for a path that is like this.
-fn path(program: &mut Program, path: &str, over: Option<&str>, patience: Duration) -> anyhow::Result<Value> {
+pub(crate) fn path(
+    program: &mut Program,
+    path: &str,
+    over: Option<&str>,
+    patience: Duration,
+) -> anyhow::Result<Value> {
     let wanted = |event: &Value| {
         event["event"] == "path" && event["path"] == path && over.is_none_or(|over| event["over"] == over)
     };
@@ -129,19 +134,19 @@ fn transfer() -> anyhow::Result<()> {
 }
 
 /// A dialler that has a session with an echoing listener, and asks through it.
-struct Asking {
-    peer: Program,
+pub(crate) struct Asking {
+    pub(crate) peer: Program,
     stdin: std::process::ChildStdin,
     stdout: std::process::ChildStdout,
 }
 
 impl Asking {
-    fn new(mut peer: Program) -> anyhow::Result<Self> {
+    pub(crate) fn new(mut peer: Program) -> anyhow::Result<Self> {
         let (stdin, stdout) = (peer.stdin()?, peer.stdout()?);
         Ok(Self { peer, stdin, stdout })
     }
 
-    fn ask(&mut self, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn ask(&mut self, text: &str) -> anyhow::Result<()> {
         self.stdin.write_all(text.as_bytes())?;
         self.stdin.flush()?;
         let mut heard = vec![0; text.len()];
@@ -151,7 +156,7 @@ impl Asking {
     }
 
     /// Ends it; it had one connection only.
-    fn end(mut self) -> anyhow::Result<()> {
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
         drop(self.stdin);
         ensure!(self.peer.wait(PATIENCE)?.success(), "not a clean end");
         let said = self.peer.said();
@@ -330,7 +335,7 @@ fn through_a_proxy() -> anyhow::Result<()> {
 }
 
 /// What the program says when it gives up on the server.
-fn failure(mut peer: Program) -> anyhow::Result<String> {
+pub(crate) fn failure(mut peer: Program) -> anyhow::Result<String> {
     let error = peer.named("error")?;
     let status = peer.wait(PATIENCE)?;
     ensure!(status.code() == Some(3), "{status}");

@@ -13,6 +13,9 @@ use crate::process::Program;
 /// One-way delay of a site's line, unless a test needs another: 20 ms to the middle, 40 ms from site to site.
 pub const SITE_DELAY: Duration = Duration::from_millis(20);
 
+/// What the server's host is called where it has a name.
+pub const SERVER_NAME: &str = "rendezvous.example";
+
 /// A lab, a rendezvous server on its internet, and a place for keys.
 pub struct World {
     /// The lab; sites are added to it.
@@ -128,7 +131,7 @@ impl World {
         Program::start_in(host, "peer", &with_server(arguments, server, key), true, environment)
     }
 
-    /// The same where the server's host has a name, with an address of each family.
+    /// The same where the server goes by the name of [`SERVER_NAME`], which has these addresses.
     ///
     /// # Errors
     ///
@@ -137,14 +140,15 @@ impl World {
         &self,
         host: &Host,
         name: &str,
+        addresses: &[IpAddr],
         arguments: &[&str],
     ) -> anyhow::Result<Program> {
-        const NAME: &str = "rendezvous.example";
-        let hosts = self.directory.path().join("hosts");
-        let ipv6 = self.server_host.ipv6().context("servers have IPv6")?;
-        std::fs::write(&hosts, format!("{} {NAME}\n{ipv6} {NAME}\n", self.server_host.ipv4()))?;
+        let hosts = self.directory.path().join(format!("{name}.hosts"));
+        let lines: Vec<String> =
+            addresses.iter().map(|address| format!("{address} {SERVER_NAME}\n")).collect();
+        std::fs::write(&hosts, lines.concat())?;
         let (id, _) = self.address.split_once('@').context("an address with @")?;
-        let (server, key) = (format!("{id}@{NAME}"), self.key(name));
+        let (server, key) = (format!("{id}@{SERVER_NAME}"), self.key(name));
         let key = key.to_str().context("a temporary path in UTF-8")?;
         Program::start_with_hosts(host, &hosts, "peer", &with_server(arguments, &server, key), true)
     }
