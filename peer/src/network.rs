@@ -113,12 +113,13 @@ pub(crate) async fn watch(socket: Arc<PathSocket>, events: mpsc::Sender<Event>) 
             () = tokio::time::sleep(pause) => {}
             () = events.closed() => return,
         }
-        if let Some(slept) = pulse.beat(Instant::now(), SystemTime::now())
+        let now = Instant::now();
+        socket.beat(now);
+        if let Some(slept) = pulse.beat(now, SystemTime::now())
             && events.send(Event::NetworkChanged(Change::Woke(slept))).await.is_err()
         {
             return;
         }
-        socket.beat();
         let present = Network::now();
         if present == network {
             continue;

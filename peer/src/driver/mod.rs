@@ -9,8 +9,9 @@
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
 //! | [`remote`] | a remote endpoint: its agent, its end; [`route`], which way its datagrams go; [`width`], how long they may be |
-//! | [`roaming`] | another network; [`renewal`], when to be introduced anew |
+//! | [`roaming`] | another network; [`renewal`], when to be introduced anew; [`convalescence`], what a sleep leaves behind |
 
+mod convalescence;
 mod dial;
 mod extras;
 mod gate;
@@ -355,6 +356,7 @@ impl Driver {
             self.expire_dial(key, now);
             if let Some(state) = self.remotes.get_mut(&key) {
                 state.probe_widths(&self.socket, now);
+                state.recover(now);
                 state.watch_for_loss(&mut self.budget, now);
                 state.handle_timeout(&mut self.budget, now);
                 self.pump(key, now);

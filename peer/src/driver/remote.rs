@@ -20,6 +20,7 @@ use crate::explain::Explanation;
 use crate::session::{PathNews, WeakSession};
 use crate::socket::{Remote, Route, StunDatagram};
 
+use super::convalescence::Convalescence;
 use super::dial::Dial;
 use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
@@ -46,6 +47,7 @@ pub(super) struct RemoteState {
     pub(super) introduction: Option<Introduced>,
     /// Whether it is to be made anew.
     pub(super) renewal: Renewal,
+    pub(super) convalescence: Convalescence,
     pub(super) dials: Vec<Dial>,
     pub(super) sessions: Vec<WeakSession>,
     /// Where its QUIC comes from, the latest last.
@@ -156,7 +158,11 @@ impl RemoteState {
         let dials =
             self.dials.iter().map(|dial| dial.give_up_path.unwrap_or(dial.deadline).min(dial.deadline));
         let chain = ladder.into_iter().chain(dials);
-        chain.chain(self.renewal.poll_timeout()).chain(self.widths.next_wake()).min()
+        chain
+            .chain(self.renewal.poll_timeout())
+            .chain(self.widths.next_wake())
+            .chain(self.convalescence.poll_timeout())
+            .min()
     }
 
     pub(super) fn handle_timeout(&mut self, budget: &mut Budget, now: Instant) {
@@ -215,6 +221,7 @@ impl Driver {
                 introduced_at: None,
                 introduction: None,
                 renewal: Renewal::default(),
+                convalescence: Convalescence::default(),
                 dials: Vec::new(),
                 sessions: Vec::new(),
                 sources: VecDeque::new(),
@@ -291,6 +298,7 @@ impl Driver {
         if let Some(state) = self.remotes.get_mut(&key) {
             // The other side may have been away for long, and neither has had an answer to anything.
             state.kick();
+            state.convalescence.begin(now);
             self.socket.flush(&state.remote);
         }
         self.pump(key, now);

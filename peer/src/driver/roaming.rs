@@ -44,6 +44,9 @@ impl Driver {
                 self.leave_unless_kept(key, kept, now);
             }
             self.want_renewal(key, now);
+            if let Some(state) = self.remotes.get_mut(&key) {
+                state.convalescence.begin(now);
+            }
         }
         self.pump_renewals(now);
     }

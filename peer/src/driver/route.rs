@@ -24,6 +24,14 @@ impl RemoteState {
         }
     }
 
+    /// Takes from QUIC what a sleep has left behind.
+    pub(super) fn recover(&mut self, now: Instant) {
+        let connections = || self.sessions.iter().filter_map(WeakSession::connection);
+        if self.convalescence.poll(now, || connections().map(|connection| connection.rtt()).max()) {
+            self.kick();
+        }
+    }
+
     /// Has every connection send something that wants an acknowledgement, which clears what a dead path has left in the
     /// loss detection. A window that grows by one byte is such a thing, and the application does not see it.
     pub(super) fn kick(&mut self) {

@@ -10,11 +10,13 @@ mod pieces;
 mod remote;
 mod sending;
 mod table;
+mod wakefulness;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,8 +38,10 @@ pub(crate) use congestion::SwitchAwareConfig;
 pub(crate) use pieces::WidthProbe;
 pub(crate) use remote::{Carrier, Framed, Remote, Route, SocketIndex, Straight};
 pub(crate) use table::Table;
+pub(crate) use wakefulness::ASLEEP;
 
 use pieces::Control;
+use wakefulness::Wakefulness;
 
 /// STUN messages that may wait for the driver; more are dropped, as a full socket buffer would drop them.
 const STUN_QUEUE: usize = 1024;
@@ -64,9 +68,6 @@ pub(crate) enum Width {
 
 /// Most sockets: as many as [`PathSocket::blocked`] has bits.
 const MAX_SOCKETS: usize = 64;
-
-/// A process that has not run for so long was stopped, or its machine slept.
-pub(crate) const ASLEEP: Duration = Duration::from_secs(5);
 
 /// More than a socket's buffer holds of the smallest datagrams.
 const MOST_STALE: u32 = 100_000;
@@ -107,9 +108,7 @@ pub(crate) struct PathSocket {
     stun: mpsc::Sender<StunDatagram>,
     /// Synthetic addresses of remotes whose first flight was captured.
     flights: mpsc::UnboundedSender<SocketAddr>,
-    /// When this process was last known to run, in milliseconds since `born`.
-    beat: AtomicU64,
-    born: Instant,
+    wakefulness: Wakefulness,
     /// Synthetic addresses of remotes whose traffic the driver has to look at.
     traffic: mpsc::UnboundedSender<SocketAddr>,
     /// Probes to be answered on a stream, and answers.
@@ -157,8 +156,7 @@ impl PathSocket {
             injected_waker: AtomicWaker::new(),
             stun,
             flights,
-            beat: AtomicU64::new(0),
-            born: Instant::now(),
+            wakefulness: Wakefulness::new(Instant::now()),
             traffic,
             widths,
             turn: AtomicU64::new(0),
@@ -222,27 +220,22 @@ impl PathSocket {
     }
 
     /// The process runs. To be called at least every [`ASLEEP`] but for when it does not.
-    pub(crate) fn beat(&self) {
-        self.beat.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    pub(crate) fn beat(&self, now: Instant) {
+        self.wakefulness.beat(now, |asleep| self.forget_the_stale(asleep));
     }
 
-    /// Throws away what has come while this process did not run: answers so late are measured as round trips of that length, and quinn cannot be told otherwise.
-    fn forget_the_stale(&self) {
-        let now = self.born.elapsed();
-        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
-        if now.saturating_sub(beat) < ASLEEP {
-            return;
-        }
-        self.beat();
-        let mut buffer = [0; 2048];
+    /// Throws away what has come while this process did not run.
+    fn forget_the_stale(&self, asleep: Duration) {
+        let mut buffer = [MaybeUninit::uninit(); 2048];
         let mut stale = 0u32;
         for inner in self.inners.load().iter().flatten() {
-            // What the kernel has queued is bounded by its buffer.
-            while stale < MOST_STALE && inner.io.try_recv(&mut buffer).is_ok() {
+            // Not through the runtime, which may not have looked at the socket yet. What the kernel has queued is bounded by its buffer.
+            let queue = socket2::SockRef::from(&*inner.io);
+            while stale < MOST_STALE && queue.recv(&mut buffer).is_ok() {
                 stale += 1;
             }
         }
-        tracing::debug!(asleep = ?now.saturating_sub(beat), stale, "awake again");
+        tracing::debug!(?asleep, stale, "awake again");
     }
 
     /// Hands quinn a datagram as if `remote` had sent it.
@@ -268,6 +261,11 @@ impl PathSocket {
 
     /// Takes frames of `segment` bytes each, but for a shorter last one, that a relay has sent on a stream.
     pub(crate) fn receive_frames(&self, relay: SocketAddr, frames: &Bytes, segment: usize) {
+        let now = Instant::now();
+        self.wakefulness.look(now, |asleep| self.forget_the_stale(asleep));
+        if self.wakefulness.is_drowsy(now) {
+            return;
+        }
         let table = self.table.load();
         let mut start = 0;
         while start < frames.len() {
@@ -424,7 +422,7 @@ impl AsyncUdpSocket for PathSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         self.injected_waker.register(cx.waker());
-        self.forget_the_stale();
+        self.wakefulness.look(Instant::now(), |asleep| self.forget_the_stale(asleep));
         let injected = self.take_injected(buffers, meta);
         if injected > 0 {
             return Poll::Ready(Ok(injected));

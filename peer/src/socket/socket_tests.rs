@@ -171,6 +171,36 @@ async fn no_error_but_would_block_reaches_quinn() {
 }
 
 #[tokio::test]
+async fn what_came_while_the_process_slept_is_not_read() {
+    let (socket, _outlets, other, address) = pair().await;
+    let remote = add(&socket, Route::Direct(Straight { socket: 0, address }));
+    socket.update(|table| {
+        table.sources.insert(address, remote.synthetic);
+    });
+    let channel = Channel::new(7).unwrap();
+    socket.update(|table| {
+        table.channels.insert((address, channel), remote.synthetic);
+    });
+    let mut frame = channel.header().to_vec();
+    frame.extend([0xc0, 21]);
+    let waiting = || socket.injected.lock().unwrap().len();
+    socket.receive_frames(address, &Bytes::from(frame.clone()), frame.len());
+    assert_eq!(waiting(), 1);
+    socket.injected.lock().unwrap().clear();
+    let here = socket.own[0];
+    for number in 0..20 {
+        other.send_to(&[0xc0, number], here).unwrap();
+    }
+    // The watch over the network notices first.
+    socket.beat(Instant::now() + ASLEEP);
+    other.send_to(&[0xc0, 20], here).unwrap();
+    assert_eq!(receive(&socket).await, [(remote.synthetic, vec![0xc0, 20])]);
+    // A stream's are dropped for a while.
+    socket.receive_frames(address, &Bytes::from(frame.clone()), frame.len());
+    assert_eq!(waiting(), 0);
+}
+
+#[tokio::test]
 async fn an_adopted_socket_carries_quic_both_ways_and_can_be_released() {
     let (socket, _outlets, other, address) = pair().await;
     let waiting = {
