@@ -159,9 +159,9 @@ impl Table {
                 let both = all(&accepting, &accepting);
                 let hard = [RouterKind::Apdm, RouterKind::CarrierApdm].map(Network::new);
                 let hard_accepting = hard.map(|network| Network::with(network.kind, InputPolicy::Accept));
-                let others: Vec<_> =
-                    STEADY.map(Network::new).into_iter().chain(hard).chain(hard_accepting).collect();
-                let one = all(&accepting, &others);
+                let steady = STEADY.map(Network::new);
+                let others = [&steady[..], &hard, &hard_accepting].concat();
+                let one = [all(&accepting, &others), all(&steady, &hard_accepting)].concat();
                 let other: Vec<_> = swapped(&one);
                 [both, one, other].concat()
             }

@@ -8,10 +8,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::birthday::{PROBES, SOCKETS};
+use crate::birthday::{PROBES, Part, SOCKETS};
 
 /// How long Linux remembers a UDP flow that nobody has answered (`nf_conntrack_udp_timeout`).
 const ENTRY_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Entries that knocks may cost the hard side's router together, of the 1,024 that a small one can spare: an introduction that is made anew a moment later finds
+/// room for nearly as many sockets.
+const KNOCKS: usize = 2 * SOCKETS - 64;
 
 /// A hold on the host's probing; dropped when the entries that it has cost are gone.
 pub type Permit = Box<dyn Any + Send>;
@@ -73,10 +77,14 @@ impl Budget {
         }
     }
 
-    /// Takes one entry from it. False when it is used up for the moment.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
+    /// Takes one entry from it, for a probe or a socket that knocks. False when it is used up for the moment.
+    pub(crate) fn take(&mut self, part: Part, now: Instant) -> bool {
         self.handle_timeout(now);
-        let left = self.spent.len() < PROBES.max(SOCKETS);
+        let most = match part {
+            Part::Easy => PROBES,
+            Part::Hard => KNOCKS,
+        };
+        let left = self.spent.len() < most;
         if left {
             self.spent.push_back(now);
         }
@@ -110,10 +118,12 @@ mod tests {
     #[test]
     fn it_holds_for_any_thirty_seconds() {
         let start = origin();
-        let mut budget = Budget::default();
-        let taken = (0..5000).filter(|step| budget.take(start + Duration::from_millis(4) * *step)).count();
-        assert_eq!(taken, PROBES, "20 s of asking");
-        assert!(budget.take(start + ENTRY_LIFETIME));
+        for (part, most) in [(Part::Easy, PROBES), (Part::Hard, KNOCKS)] {
+            let mut budget = Budget::default();
+            let asked = (0..5000).map(|step| start + Duration::from_millis(4) * step);
+            assert_eq!(asked.filter(|now| budget.take(part, *now)).count(), most, "20 s of asking");
+            assert!(budget.take(part, start + ENTRY_LIFETIME));
+        }
     }
 
     #[test]
@@ -141,7 +151,7 @@ mod tests {
         let mut only = Some(held);
         let mut budget = Budget::new(Box::new(move || only.take().map(|permit| Box::new(permit) as Permit)));
         let start = origin();
-        assert!(budget.begin(1, start + Duration::from_secs(6), start) && budget.take(start));
+        assert!(budget.begin(1, start + Duration::from_secs(6), start) && budget.take(Part::Easy, start));
         budget.end(1);
         budget.handle_timeout(start + Duration::from_secs(29));
         assert!(weak.upgrade().is_some());

@@ -252,6 +252,11 @@ impl Ladder {
         }
     }
 
+    /// It is given up for another: whoever comes next may probe at once.
+    pub fn leave(&mut self, budget: &mut Budget) {
+        budget.end(self.id);
+    }
+
     /// Whether birthday probing is running.
     pub fn is_probing(&self, now: Instant) -> bool {
         self.agent.selected().is_none()
@@ -448,7 +453,7 @@ impl Ladder {
             match action {
                 Action::Close => self.close_knocks(),
                 Action::Probe(to) => {
-                    if !budget.take(now) {
+                    if !budget.take(Part::Easy, now) {
                         self.stop_birthday(now);
                         budget.end(self.id);
                         return;
@@ -475,7 +480,7 @@ impl Ladder {
         });
         let socket = SocketId(base + index as u32);
         let is_new = !self.extras.contains_key(&socket);
-        if is_new && !budget.take(now) {
+        if is_new && !budget.take(Part::Hard, now) {
             return;
         }
         if is_new {

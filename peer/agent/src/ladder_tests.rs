@@ -232,3 +232,18 @@ fn two_ladders_of_a_host_do_not_probe_at_once() {
     assert!(one.ladders[0].is_probing(one.now));
     assert!(!other.ladders[0].is_probing(other.now));
 }
+
+#[test]
+fn the_next_ladder_may_probe_as_soon_as_the_one_before_it_is_given_up() {
+    let mut one = World::new([APDM, EIM]);
+    one.run(Duration::from_secs(2));
+    assert!(one.ladders[0].is_probing(one.now));
+    let mut next = World::seeded([APDM, EIM], 7);
+    let [budget, _] = &mut one.budgets;
+    one.ladders[0].leave(budget);
+    std::mem::swap(&mut one.budgets, &mut next.budgets);
+    next.now += Duration::from_secs(2);
+    next.run(Duration::from_secs(1));
+    assert!(next.ladders[0].is_probing(next.now));
+    assert!(next.open[0].len() > SOCKETS * 3 / 4, "{} sockets", next.open[0].len());
+}

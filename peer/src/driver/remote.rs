@@ -270,9 +270,12 @@ impl Driver {
         let ufrag = introduction.local.ufrag;
         self.ufrags.insert(ufrag.clone(), key);
         state.instance = Some(introduction.instance);
-        state.introduced_at = Some(now);
+        let first = state.introduced_at.replace(now).is_none();
         state.keep_until = now + UNUSED;
         state.renewal.done();
+        if first && introduction.mapping == Mapping::Unknown && !unseen {
+            state.consider_again(now);
+        }
         state.news.note(|milestones| {
             milestones.introduced.get_or_insert(now);
         });
@@ -307,7 +310,8 @@ impl Driver {
     /// Takes a remote's introduction out of force, if there is one.
     fn end_introduction(&mut self, key: Key) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(introduced) = state.introduction.take() else { return };
+        let Some(mut introduced) = state.introduction.take() else { return };
+        introduced.ladder.leave(&mut self.budget);
         // Routes through them have gone over to the new introduction's relay, or are of no more use.
         state.extras.clear(&self.socket);
         self.ufrags.remove(&introduced.ufrag);

@@ -23,6 +23,14 @@ const FRESH: Duration = Duration::from_secs(5);
 /// By then ordinary checks and meetings have done what they can; a new introduction before would only disturb them.
 const PUNCHED: Duration = Duration::from_secs(2);
 
+impl RemoteState {
+    /// One more introduction may help if this one does not: its checks have their time first.
+    pub(super) fn consider_again(&mut self, now: Instant) {
+        let punched = self.introduced_at.map_or(now, |introduced| introduced + PUNCHED);
+        self.renewal.consider(punched.max(now));
+    }
+}
+
 impl Driver {
     /// The network has changed, or the machine has slept.
     pub(super) fn network_changed(&mut self, change: Change, now: Instant) {
@@ -73,8 +81,7 @@ impl Driver {
     /// The router takes packets for us now. Where nothing else has led to a direct path, the other side is told.
     pub(super) fn offer_port_mapping(&mut self, now: Instant) {
         for state in self.remotes.values_mut().filter(|state| state.has_connections()) {
-            let punched = state.introduced_at.map_or(now, |introduced| introduced + PUNCHED);
-            state.renewal.consider(punched.max(now));
+            state.consider_again(now);
         }
     }
 

@@ -36,6 +36,9 @@ struct Arguments {
     /// Only cells with this network as listener.
     #[arg(long)]
     listener: Option<Network>,
+    /// Only cells that meet by chance.
+    #[arg(long)]
+    chance: bool,
     /// The listener is stopped for this long when it is dialled, milliseconds: it hears of the introduction late, when the dialler's checks are there.
     #[arg(long, default_value_t = 0)]
     late: u64,
@@ -262,6 +265,7 @@ fn matrix(arguments: &Arguments) -> bool {
     let wanted = |filter: Option<Network>, network| filter.is_none_or(|filter| filter == network);
     let mut work = arguments.table.pairs();
     work.retain(|(a, b)| wanted(arguments.dialler, *a) && wanted(arguments.listener, *b));
+    work.retain(|(a, b)| !arguments.chance || Way::of(*a, *b) == Way::Chance);
     let next = AtomicUsize::new(0);
     let cells = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {

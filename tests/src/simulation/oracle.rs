@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use netsim::{Egress, Filtering, InputPolicy, Ipv6, Mapping, PortAllocation, Router};
+use netsim::{Egress, Filtering, Ipv6, Mapping, PortAllocation, Router};
 
 use super::scenario::{Peer, Scenario, Site};
 
@@ -56,7 +56,7 @@ pub fn bound(scenario: &Scenario, peers: (usize, usize), apart: Duration) -> Opt
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The sockets of the hard side and the probes of the easy side of one birthday attempt, as the design has them.
-const BIRTHDAY: (f64, i32) = (256.0, 740);
+const BIRTHDAY: (f64, i32) = (512.0, 740);
 
 /// What birthday probing can do for two peers which begin together.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,29 +77,22 @@ impl Chance {
 
 /// What birthday probing can do for two peers which begin together.
 ///
-/// The probes come first: one of N meets one of M mappings with 1 - (1 - M/64512)^N. The first of them leave while the last sockets are not yet open and the two sides
-/// begin up to 300 ms and half a round trip apart, so there is a range. Then as many fresh sockets knock, of which each finds its port among the N that are open with
-/// N/64512; but where the hard side's router has accepted the probes for itself, just these ports are taken, and there are no such doors.
+/// One of N probes meets one of M mappings with 1 - (1 - M/64512)^N. The first of them leave while the last sockets are not yet open and the two sides
+/// begin up to 300 ms and half a round trip apart, so there is a range. What the routers accept for themselves makes no difference: nothing of the hard side's comes as
+/// far as the easy side's before the probes are through, and but for those first ones the probes find all mappings made.
 ///
-/// Small tables are still full of the first attempt's flows when the second begins 40 s later, if they are remembered for longer than that; or if the hard side's router
-/// remembers probes as well as knocks.
+/// Small tables are still full of the first attempt's flows when the second begins 40 s later, if they are remembered for longer than that.
 pub fn birthday(scenario: &Scenario, peers: (usize, usize)) -> Chance {
     let mut routers =
         [peers.0, peers.1].into_iter().flat_map(|index| &scenario.sites[scenario.peers[index].site].routers);
-    let hard = routers.clone().find(|router| router.mapping == Some(Mapping::AddressAndPortDependent));
-    let accepts = hard.is_some_and(|router| router.input == InputPolicy::Accept);
     let (sockets, probes) = BIRTHDAY;
-    let chance = |probes: i32| {
-        let missed = (1.0 - sockets / 64_512.0).powi(probes);
-        let no_door = (1.0 - f64::from(probes) / 64_512.0).powf(sockets);
-        1.0 - missed * if accepts { 1.0 } else { no_door }
-    };
+    let chance = |probes: i32| 1.0 - (1.0 - sockets / 64_512.0).powi(probes);
     let full = routers.any(|router| {
         let remembers = router.binding_lifetime.is_some_and(|lifetime| lifetime > Duration::from_secs(40));
-        router.most_flows.is_some() && (remembers || accepts)
+        router.most_flows.is_some() && remembers
     });
-    // Of the probes' 3 s.
-    let first = (chance(probes * 17 / 20), chance(probes));
+    // Of the probes' 3 s: half a second in which the sockets open, half of it in vain, and 300 ms.
+    let first = (chance(probes * 8 / 10), chance(probes));
     Chance { first, attempts: if full { 1 } else { 3 } }
 }
 

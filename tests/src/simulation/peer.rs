@@ -35,7 +35,7 @@ const DATA: u8 = 0x41;
 const RELAY_REPEAT: Duration = Duration::from_millis(500);
 
 /// More extra sockets than any ladder may hold open: birthday probing's, a meeting's, those adopted.
-const MOST_EXTRAS: usize = 300;
+const MOST_EXTRAS: usize = 560;
 
 /// An introduction in force.
 #[derive(Debug)]
