@@ -24,6 +24,7 @@ use tracing::warn;
 use crate::broker::Broker;
 use crate::hosts;
 use crate::limits::{Limits, SourceBuckets};
+use crate::overflow::Overflow;
 use crate::owner::Owner;
 use crate::ports::{self, BindError, Listen};
 use crate::relay::shard::{Command, Counters, INLET, Links, Shard, StreamFrames};
@@ -162,11 +163,15 @@ impl Builder {
 
         let (reports, bounds) = unbounded_channel();
         let relay = Relay::start(relay, pairs, threads, &self.limits, reports)?;
+        let overflow = relay.overflow.clone();
         let broker = Broker::new(self.limits.clone(), reflection_ports, random());
         let (events, inbox) = mpsc::channel(EVENTS);
         let mut tasks = JoinSet::new();
         tasks.spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
 
+        tasks.spawn(async move {
+            overflow.watch().await;
+        });
         let door = || SourceBuckets::new(self.limits.connecting, keys());
         let doors = Mutex::new(Doors { proven: door(), unproven: door() });
         let unregistered = AtomicUsize::new(0);
@@ -264,6 +269,8 @@ pub struct RelayCount {
     pub dropped: u64,
     /// STUN answers.
     pub answered: u64,
+    /// Datagrams that the kernel dropped before the relay saw them: a socket's buffer was full.
+    pub overflowed: u64,
 }
 
 /// A running rendezvous server. Dropped without [`shutdown`](Server::shutdown), it stops without a word to its peers.
@@ -275,7 +282,7 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     /// Tells streams that the server goes away. Each of them listens, so none is left when nobody does.
     closing: watch::Sender<bool>,
-    /// The owner of the broker, and who accepts at each endpoint. None of them ends by itself.
+    /// The owner of the broker, who accepts at each endpoint, and who watches for drops. None of them ends by itself.
     tasks: JoinSet<()>,
     relay: Relay,
 }
@@ -312,6 +319,7 @@ impl Server {
             refused: sum(|shard| &shard.refused),
             dropped: sum(|shard| &shard.dropped),
             answered: sum(|shard| &shard.answered),
+            overflowed: self.relay.overflow.count(),
         }
     }
 
@@ -360,6 +368,7 @@ struct Relay {
     threads: Vec<JoinHandle<()>>,
     /// One per thread, so that threads do not contend for a cache line.
     counters: Vec<Arc<Counters>>,
+    overflow: Arc<Overflow>,
 }
 
 impl Relay {
@@ -371,6 +380,7 @@ impl Relay {
         reports: UnboundedSender<Bound>,
     ) -> io::Result<Self> {
         let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+        let overflow = Arc::new(Overflow::of(&ports)?);
         for sockets in ports.into_iter().flat_map(|port| port.sockets) {
             for (column, socket) in columns.iter_mut().zip(sockets) {
                 column.push(socket);
@@ -378,7 +388,7 @@ impl Relay {
         }
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
         let (inlets, outlets): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(INLET)).unzip();
-        let mut relay = Self { shards: senders, inlets, ..Self::default() };
+        let mut relay = Self { shards: senders, inlets, overflow, ..Self::default() };
         let columns = columns.into_iter().zip(receivers.into_iter().zip(outlets));
         for (number, (sockets, (commands, inlet))) in columns.enumerate() {
             let mut shards = relay.shards.clone();

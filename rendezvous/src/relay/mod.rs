@@ -6,9 +6,11 @@
 //! | [`reflect`] | answers to STUN requests, bind requests among them. Pure |
 //! | [`origin`] | from which of the server's addresses and ports an answer leaves. Pure |
 //! | [`runs`] | cuts a buffer that the kernel coalesced into runs that can be forwarded as one. Pure |
+//! | `outbox` | what leaves of a batch, in one call a socket |
 //! | `shard` | a thread with sockets of its own that does all this |
 
 pub mod origin;
+mod outbox;
 pub mod reflect;
 pub mod runs;
 pub(crate) mod shard;

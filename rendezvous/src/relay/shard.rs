@@ -3,19 +3,22 @@
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
-use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use tokio::io::Interest;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::trace;
 
 use super::origin::Origins;
+use super::outbox::{Outbox, Outlets};
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
 use super::table::{Bound, Change, Flow, StreamId, Table, Via};
@@ -25,24 +28,17 @@ use crate::stream::outlet::Outlet;
 /// Bytes of a receive buffer: the most that the kernel coalesces into one.
 const BUFFER: usize = 64 * 1024;
 
+/// From buffer to buffer: not a power of two, so that the first bytes of all do not compete for the same lines of the CPU's caches.
+const STRIDE: usize = BUFFER + 1_344;
+
+/// Buffers of a batch where datagrams come one by one.
+const LEAST_OFFER: usize = 4;
+
 /// Batches taken from one socket before the others get their turn.
 const BATCHES: usize = 4;
 
 /// Longest frame that is forwarded: a frame fills an Ethernet packet at most.
 const MAX_FRAME: usize = 1_500;
-
-/// Longest segment of a coalesced send. Kernels answer EINVAL where a segment does not fit the interface, and
-/// `UdpSocketState` takes EINVAL for missing support. Peers send at most this (1,448 + 4).
-const MAX_SEGMENT: usize = 1_452;
-
-/// Most bytes of one coalesced send: an IPv4 packet less its headers.
-const MAX_SEND: usize = 65_507;
-
-/// `UDP_MAX_SEGMENTS` of the kernel.
-const MAX_SEGMENTS: usize = 64;
-
-/// How long a socket that seems to have lost its segmentation offload goes without before it tries again.
-const GSO_RETRY: Duration = Duration::from_secs(60);
 
 /// What a shard is told.
 #[derive(Debug, Clone)]
@@ -99,6 +95,7 @@ pub(crate) struct Shard {
     links: Links,
     counters: Arc<Counters>,
     buffers: Vec<u8>,
+    outlets: Outlets,
 }
 
 /// What a shard wakes up for.
@@ -109,75 +106,57 @@ enum Ready {
 
 struct Socket {
     io: tokio::net::UdpSocket,
-    /// Receives, and sends what is forwarded.
-    frames: UdpSocketState,
-    /// Sends answers. Strangers choose where those go, so a send that the kernel refuses must not cost `frames` its
-    /// segmentation offload.
-    answers: UdpSocketState,
-    offload_lost: Option<Instant>,
+    /// Receives.
+    state: UdpSocketState,
+    /// Serves every address of the host, so that what leaves must be told its source.
+    anywhere: bool,
+    /// Buffers that it takes at a time. Every one that is offered to the kernel costs, used or not.
+    offer: usize,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
 }
 
 impl Socket {
     fn new(socket: UdpSocket) -> io::Result<Self> {
-        let frames = UdpSocketState::new((&socket).into())?;
-        let answers = UdpSocketState::new((&socket).into())?;
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, frames, answers, offload_lost: None })
-    }
-
-    fn receive(&self, buffers: &mut [u8], metas: &mut [RecvMeta; BATCH_SIZE]) -> io::Result<usize> {
-        let mut parts = buffers.chunks_exact_mut(BUFFER);
-        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-            std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-        self.io.try_io(Interest::READABLE, || self.frames.recv((&self.io).into(), &mut slices, metas))
-    }
-
-    /// Sends an answer. One that does not leave is as good as lost on the way.
-    fn answer(&self, bytes: &[u8], to: Flow) {
-        let transmit = transmit(bytes, None, None, to);
-        if let Err(error) = self.answers.try_send((&self.io).into(), &transmit) {
-            trace!(%error, "an answer did not leave");
+        let state = UdpSocketState::new((&socket).into())?;
+        let anywhere = socket.local_addr()?.ip().is_unspecified();
+        // `UdpSocketState` has asked for them.
+        if !anywhere {
+            rendezvous_batch::without_destinations(&socket)?;
         }
+        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, anywhere, offer: LEAST_OFFER })
     }
 
-    /// Forwards a run of frames, in as few sends as the kernel allows.
-    fn forward(&mut self, bytes: &[u8], segment: usize, ecn: Option<EcnCodepoint>, to: Flow, now: Instant) {
-        let most = match segment {
-            ..=MAX_SEGMENT => self.segments(now).min(MAX_SEND / segment),
-            _ => 1,
+    /// Takes what waits, a batch at most, and whether that may not have been all. A batch that is not full was all there was: the
+    /// kernel tells when there is more, and asking it again would cost a call.
+    fn receive(
+        &mut self,
+        buffers: &mut [u8],
+        metas: &mut [RecvMeta; BATCH_SIZE],
+    ) -> io::Result<(usize, bool)> {
+        let mut parts = buffers.chunks_exact_mut(STRIDE).map(|buffer| IoSliceMut::new(&mut buffer[..BUFFER]));
+        let mut slices: ArrayVec<IoSliceMut<'_>, BATCH_SIZE> = parts.by_ref().take(self.offer).collect();
+        let offer = self.offer;
+        let mut count = 0;
+        let result = self.io.try_io(Interest::READABLE, || {
+            count = self.state.recv((&self.io).into(), &mut slices, &mut metas[..offer])?;
+            // This clears the readiness that tokio remembers.
+            if count < offer { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        self.offer = match count {
+            full if full == offer => BATCH_SIZE,
+            few if few < offer / 8 => (offer / 2).max(LEAST_OFFER),
+            _ => offer,
         };
-        for part in bytes.chunks(segment * most.max(1)) {
-            let transmit = transmit(part, Some(segment), ecn, to);
-            if let Err(error) = self.frames.try_send((&self.io).into(), &transmit) {
-                trace!(%error, "frames did not leave");
-            }
+        match result {
+            Err(error) if count == 0 => Err(error),
+            _ => Ok((count, count == offer)),
         }
     }
-
-    /// How many segments one send may have. A refused send makes the state give up offload for good; since an
-    /// address that has left the interface is reason enough for a refusal, it gets another chance.
-    fn segments(&mut self, now: Instant) -> usize {
-        let segments = self.frames.max_gso_segments().min(MAX_SEGMENTS);
-        if segments > 1 {
-            return segments;
-        }
-        let lost = *self.offload_lost.get_or_insert(now);
-        if now.saturating_duration_since(lost) >= GSO_RETRY {
-            self.offload_lost = None;
-            if let Ok(fresh) = UdpSocketState::new((&self.io).into()) {
-                self.frames = fresh;
-            }
-        }
-        segments
-    }
-}
-
-fn transmit(
-    contents: &[u8],
-    segment_size: Option<usize>,
-    ecn: Option<EcnCodepoint>,
-    to: Flow,
-) -> Transmit<'_> {
-    Transmit { destination: to.remote, ecn, contents, segment_size, src_ip: to.local }
 }
 
 /// Whether anything may be sent to where this packet says it came from.
@@ -214,11 +193,22 @@ impl Shard {
         let bound = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
         let sockets = sockets.into_iter().map(Socket::new).collect::<io::Result<_>>()?;
         drop(guard);
-        let buffers = vec![0; BUFFER * BATCH_SIZE];
+        let buffers = vec![0; STRIDE * BATCH_SIZE];
         let origins = Origins::new(bound, pairs);
         let streams = HashMap::new();
-        let shard =
-            Self { sockets, table, strangers, origins, commands, inlet, streams, links, counters, buffers };
+        let shard = Self {
+            sockets,
+            table,
+            strangers,
+            origins,
+            commands,
+            inlet,
+            streams,
+            links,
+            counters,
+            buffers,
+            outlets: Outlets::default(),
+        };
         let name = format!("relay-{number}");
         std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
     }
@@ -279,8 +269,8 @@ impl Shard {
     fn serve(&mut self, index: usize) -> bool {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         for _ in 0..BATCHES {
-            let received = match self.sockets[index].receive(&mut self.buffers, &mut metas) {
-                Ok(received) => received,
+            let (received, more) = match self.sockets[index].receive(&mut self.buffers, &mut metas) {
+                Ok(taken) => taken,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) => {
                     // ICMP errors of earlier sends surface here.
@@ -291,9 +281,9 @@ impl Shard {
             if !self.obey_all() {
                 return false;
             }
-            let now = Instant::now();
-            for (place, meta) in metas[..received].iter().enumerate() {
-                self.handle(index, place, meta, now);
+            self.handle(index, &metas[..received], Instant::now());
+            if !more {
+                return true;
             }
         }
         true
@@ -305,75 +295,113 @@ impl Shard {
             return false;
         }
         let now = Instant::now();
-        let Self { sockets, table, streams, counters, .. } = self;
+        let Self { sockets, table, streams, counters, outlets, .. } = self;
+        let mut outbox = Outbox::new(outlets, sockets, now);
+        let mut tally = Tally::default();
         for run in runs(&frames.bytes, frames.segment) {
             if let Run::Frames { channel, bytes, segment } = run {
                 let to = table.route(channel, frames.from, now);
-                forward(sockets, streams, counters, to, (bytes, segment, None), now);
+                forward(&mut outbox, streams, &mut tally, to, (bytes, segment, None));
             }
         }
+        tally.add_to(counters);
+        outbox.flush();
         true
     }
 
-    fn handle(&mut self, index: usize, place: usize, meta: &RecvMeta, now: Instant) {
-        if !answerable(meta.addr) {
-            return;
-        }
-        let flow = Flow { remote: meta.addr, local: answer_from(meta.dst_ip), socket: index };
-        let Self { sockets, table, strangers, origins, streams, links, counters, buffers, .. } = self;
-        let buffer = &buffers[place * BUFFER..][..meta.len.min(BUFFER)];
-        for run in runs(buffer, meta.stride) {
-            match run {
-                Run::Stun(datagram) => {
-                    let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
-                    if let Some(bound) = reaction.bound {
-                        for shard in &links.shards {
-                            let _ = shard.send(Command::Change(Change::Bound(bound)));
+    /// Handles a batch: all that it leads to leaves together at its end.
+    fn handle(&mut self, index: usize, metas: &[RecvMeta], now: Instant) {
+        let Self { sockets, table, strangers, origins, streams, links, counters, buffers, outlets, .. } =
+            self;
+        let anywhere = sockets[index].anywhere;
+        let mut outbox = Outbox::new(outlets, sockets, now);
+        let mut tally = Tally::default();
+        for (meta, buffer) in metas.iter().zip(buffers.chunks_exact(STRIDE)) {
+            if !answerable(meta.addr) {
+                continue;
+            }
+            let local = answer_from(meta.dst_ip).filter(|_| anywhere);
+            let flow = Flow { remote: meta.addr, local, socket: index };
+            for run in runs(&buffer[..meta.len.min(BUFFER)], meta.stride) {
+                match run {
+                    Run::Stun(datagram) => {
+                        let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
+                        if let Some(bound) = reaction.bound {
+                            for shard in &links.shards {
+                                let _ = shard.send(Command::Change(Change::Bound(bound)));
+                            }
+                            let _ = links.reports.send(bound);
                         }
-                        let _ = links.reports.send(bound);
+                        if let Some(answer) = reaction.answer {
+                            outbox.answer(answer, reaction.over.unwrap_or(flow));
+                            tally.answered += 1;
+                        }
                     }
-                    if let Some(answer) = reaction.answer {
-                        let over = reaction.over.unwrap_or(flow);
-                        sockets[over.socket].answer(answer.as_ref(), over);
-                        counters.answered.fetch_add(1, Ordering::Relaxed);
+                    Run::Frames { channel, bytes, segment } => {
+                        let to = table.route(channel, meta.addr, now);
+                        // Congestion marked on one leg is for the session to hear of.
+                        forward(&mut outbox, streams, &mut tally, to, (bytes, segment, meta.ecn));
                     }
+                    Run::Other => {}
                 }
-                Run::Frames { channel, bytes, segment } => {
-                    let to = table.route(channel, meta.addr, now);
-                    // Congestion marked on one leg is for the session to hear of.
-                    forward(sockets, streams, counters, to, (bytes, segment, meta.ecn), now);
-                }
-                Run::Other => {}
+            }
+        }
+        // Whoever has been answered finds himself counted.
+        tally.add_to(counters);
+        outbox.flush();
+    }
+}
+
+/// What a batch has come to.
+#[derive(Debug, Default)]
+struct Tally {
+    forwarded: u64,
+    forwarded_bytes: u64,
+    refused: u64,
+    dropped: u64,
+    answered: u64,
+}
+
+impl Tally {
+    fn add_to(self, counters: &Counters) {
+        for (counter, count) in [
+            (&counters.forwarded, self.forwarded),
+            (&counters.forwarded_bytes, self.forwarded_bytes),
+            (&counters.refused, self.refused),
+            (&counters.dropped, self.dropped),
+            (&counters.answered, self.answered),
+        ] {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
             }
         }
     }
 }
 
 /// Sends a run of frames, of this segment size and with this mark, where the table says.
-fn forward(
-    sockets: &mut [Socket],
+fn forward<'s>(
+    outbox: &mut Outbox<'_, 's, Socket>,
     streams: &HashMap<StreamId, Arc<Outlet>>,
-    counters: &Counters,
+    tally: &mut Tally,
     to: Option<Via>,
-    (bytes, segment, ecn): (&[u8], usize, Option<EcnCodepoint>),
-    now: Instant,
+    (bytes, segment, ecn): (&'s [u8], usize, Option<EcnCodepoint>),
 ) {
     match to.filter(|_| segment.min(bytes.len()) <= MAX_FRAME) {
-        Some(Via::Udp(to)) => sockets[to.socket].forward(bytes, segment, ecn, to, now),
+        Some(Via::Udp(to)) => outbox.forward(bytes, segment, ecn, to),
         Some(Via::Stream(to)) => {
             // A stream that has ended takes nothing, and neither does one that does not keep up.
             if !streams.get(&to).is_some_and(|outlet| outlet.push(bytes, segment)) {
-                counters.dropped.fetch_add(1, Ordering::Relaxed);
+                tally.dropped += 1;
                 return;
             }
         }
         None => {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
+            tally.refused += 1;
             return;
         }
     }
-    counters.forwarded.fetch_add(bytes.len().div_ceil(segment) as u64, Ordering::Relaxed);
-    counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    tally.forwarded += bytes.len().div_ceil(segment) as u64;
+    tally.forwarded_bytes += bytes.len() as u64;
 }
 
 /// What there is to do. Place `turn` is asked first; the places are those of the sockets and, behind them, that of the streams.
