@@ -266,3 +266,7 @@ const TABLE: [u32; 256] = {
 #[cfg(test)]
 #[path = "reflect_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "differential_tests.rs"]
+mod differential_tests;
