@@ -1,0 +1,326 @@
+//! What reflection and relay cost, against the least that the system calls cost and against coturn, interleaved in one run on
+//! loopback. CPU time is that of the program under test alone.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use end_to_end::bench::contender::Contender;
+use end_to_end::bench::lanes::{Generator, Pattern, figures};
+use end_to_end::bench::measure::{self, Effort, Row};
+use end_to_end::bench::subject::{Place, stay_on};
+use end_to_end::figures::Figures;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+/// Relay and reflection: CPU per datagram, latency, and what a second thread adds.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Measurements of each program under each load.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Datagrams of a measurement; eight times as many where they come in batches.
+    #[arg(long, default_value_t = 16_000)]
+    datagrams: usize,
+    /// Numbers of flows.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 256])]
+    flows: Vec<usize>,
+    /// Payloads, multiples of 4.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1200])]
+    payloads: Vec<usize>,
+    /// The core on which load and programs run [default: the last].
+    #[arg(long)]
+    core: Option<usize>,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Leave out coturn.
+    #[arg(long)]
+    no_coturn: bool,
+    /// Little of everything, to see that it works; the figures mean nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Print one JSON object at the end instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Fail when a bound is missed, not only when something is lost.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Bulk,
+    Single,
+    Sparse,
+    Stun,
+    Latency,
+    Threads,
+}
+
+const OURS: &str = "rendezvous";
+const GSO: &str = "bare GRO/GSO";
+const MMSG: &str = "bare mmsg";
+const COTURN: &str = "coturn";
+
+/// Datagrams a second of sparse flows together.
+const SPARSE: f64 = 8_000.0;
+
+struct Bench {
+    arguments: Arguments,
+    effort: Effort,
+    core: usize,
+    cores: usize,
+    generator: Generator,
+    rows: Vec<Value>,
+    bounds: Vec<(String, f64, f64, bool)>,
+    lost: usize,
+}
+
+impl Bench {
+    fn wants(&self, part: Part) -> bool {
+        self.arguments.only.is_empty() || self.arguments.only.contains(&part)
+    }
+
+    fn report(&mut self, row: &Row, floor: &str) {
+        self.lost += row.lost();
+        self.rows.push(row.json());
+        if !self.arguments.json {
+            row.print(floor);
+        }
+    }
+
+    fn at_most(&mut self, what: impl Into<String>, value: Option<Figures>, most: f64) {
+        let value = value.map_or(f64::NAN, |figures| figures.median());
+        self.bounds.push((what.into(), value, most, value <= most));
+    }
+
+    fn at_least(&mut self, what: impl Into<String>, value: f64, least: f64) {
+        self.bounds.push((what.into(), value, least, value >= least));
+    }
+
+    fn run(&mut self) -> anyhow::Result<bool> {
+        if [Part::Bulk, Part::Single, Part::Sparse].into_iter().any(|part| self.wants(part)) {
+            for flows in self.arguments.flows.clone() {
+                self.relay(flows)?;
+            }
+        }
+        if self.wants(Part::Stun) {
+            self.stun()?;
+        }
+        if self.wants(Part::Latency) && self.cores > 1 {
+            self.latency()?;
+        }
+        if self.wants(Part::Threads) && self.cores > 1 {
+            self.threads()?;
+        }
+        let met = self.bounds.iter().all(|(_, _, _, met)| *met);
+        if self.arguments.json {
+            let bounds = self.bounds.iter().map(|(what, value, bound, met)| {
+                json!({ "what": what, "value": value, "bound": bound, "met": met })
+            });
+            println!(
+                "{}",
+                json!({ "loads": self.rows, "bounds": bounds.collect::<Vec<_>>(), "lost": self.lost })
+            );
+        } else {
+            println!();
+            for (what, value, bound, met) in &self.bounds {
+                println!("  {} {what}: {value:.3} ({bound})", if *met { "ok  " } else { "MISS" });
+            }
+            println!("  {} datagrams lost", self.lost);
+        }
+        Ok(self.lost == 0 && (met || !self.arguments.strict))
+    }
+
+    fn relay(&mut self, flows: usize) -> anyhow::Result<()> {
+        stay_on(&[self.core])?;
+        let place = Place::Yielding(self.core);
+        let mut all = vec![
+            Contender::ours(place, 1, flows)?,
+            Contender::bare(place, true, flows)?,
+            Contender::bare(place, false, flows)?,
+        ];
+        if !self.arguments.no_coturn {
+            all.push(Contender::coturn(place, flows)?);
+        }
+        for payload in self.arguments.payloads.clone() {
+            if self.wants(Part::Bulk) {
+                self.bulk(&mut all, payload)?;
+            }
+            if self.wants(Part::Single) {
+                let row = self.measure(&mut all, Pattern::Single, payload, MMSG)?;
+                let what =
+                    format!("single datagrams, {flows} flows, {payload} bytes: CPU of the floor's, at most");
+                self.at_most(what, row.ratio(OURS, MMSG), 1.1);
+            }
+        }
+        all.retain(|contender| contender.name != COTURN);
+        for payload in self.arguments.payloads.clone() {
+            if self.wants(Part::Sparse) {
+                let row = self.measure(&mut all, Pattern::Sparse(SPARSE), payload, GSO)?;
+                let what = format!("sparse, {flows} flows, {payload} bytes: CPU of the floor's, at most");
+                self.at_most(what, row.ratio(OURS, GSO), 1.15);
+            }
+        }
+        Ok(())
+    }
+
+    fn bulk(&mut self, all: &mut [Contender], payload: usize) -> anyhow::Result<()> {
+        let flows = all.first().map_or(0, |contender| contender.lanes.len());
+        let row = self.measure(all, Pattern::Bulk, payload, GSO)?;
+        // The bounds are for datagrams that fill a packet.
+        if payload < 1200 {
+            return Ok(());
+        }
+        self.at_most(format!("bulk, {flows} flows: CPU of the floor's, at most"), row.ratio(OURS, GSO), 1.25);
+        if let Some(ratio) = row.ratio(COTURN, OURS) {
+            self.at_least(
+                format!("bulk, {flows} flows: coturn's CPU by ours, at least"),
+                ratio.median(),
+                12.0,
+            );
+        }
+        Ok(())
+    }
+
+    fn measure(
+        &mut self,
+        all: &mut [Contender],
+        pattern: Pattern,
+        payload: usize,
+        floor: &str,
+    ) -> anyhow::Result<Row> {
+        let mut effort = self.effort;
+        if matches!(pattern, Pattern::Sparse(_)) {
+            // They come slowly.
+            effort.datagrams /= 4;
+        }
+        let mut contenders: Vec<_> = all.iter_mut().collect();
+        let row = measure::relay(&mut self.generator, &mut contenders, pattern, payload, effort)?;
+        self.report(&row, floor);
+        Ok(row)
+    }
+
+    fn stun(&mut self) -> anyhow::Result<()> {
+        stay_on(&[self.core])?;
+        let place = Place::Yielding(self.core);
+        let mut all = vec![Contender::ours(place, 1, 0)?, Contender::responder(place)?];
+        if !self.arguments.no_coturn {
+            // It keeps a session for every address that asks, which costs far more than the answer. One that asks again and again is
+            // what it does best, and what our server does not do: it answers an address 64 times a second.
+            let mut coturn = Contender::coturn(place, 0)?;
+            coturn.strangers = false;
+            all.push(coturn);
+            let mut strangers = Contender::coturn(place, 0)?;
+            strangers.name = "coturn, new";
+            all.push(strangers);
+        }
+        let mut contenders: Vec<_> = all.iter_mut().collect();
+        let row = measure::reflection(&mut self.generator, &mut contenders, self.effort)?;
+        self.report(&row, MMSG);
+        self.at_most("STUN: CPU of the floor's, at most", row.ratio(OURS, MMSG), 1.1);
+        if let Some(ratio) = row.ratio(COTURN, OURS) {
+            self.at_least("STUN: coturn's CPU by ours, at least", ratio.median(), 1.4);
+        }
+        Ok(())
+    }
+
+    /// At a tenth of what the bare forwarder does, load and program each on a core of its own.
+    fn latency(&mut self) -> anyhow::Result<()> {
+        let other = (self.core + self.cores - 1) % self.cores;
+        stay_on(&[other])?;
+        let place = Place::Core(self.core);
+        let all = [Contender::ours(place, 1, 16)?, Contender::bare(place, true, 16)?];
+        let count = self.effort.datagrams / 8;
+        // 3.4 µs each, one by one, are about 300,000 a second.
+        let rate = 30_000.0;
+        let mut seen = [Vec::new(), Vec::new()];
+        for _ in 0..=self.effort.rounds {
+            for (contender, seen) in all.iter().zip(&mut seen) {
+                self.generator.latencies(&contender.lanes, 1200, count, rate, seen)?;
+            }
+        }
+        let [ours, bare] = seen.map(|seen| figures(&seen));
+        let quantiles = |figures: &Figures| [0.5, 0.9, 0.99, 0.999].map(|share| figures.quantile(share));
+        let (ours, bare) = (quantiles(&ours), quantiles(&bare));
+        self.rows
+            .push(json!({ "load": "latency", "quantiles": [0.5, 0.9, 0.99, 0.999], OURS: ours, GSO: bare }));
+        if !self.arguments.json {
+            println!("\nlatency at {rate:.0} a second, one way through the relay, µs: p50, p90, p99, p99.9");
+            for (name, quantiles) in [(OURS, ours), (GSO, bare)] {
+                println!("  {name:<14}{}", quantiles.map(|value| format!("{value:>10.1}")).concat());
+            }
+        }
+        for (what, place, most) in [("p50", 0, 60.0), ("p99", 2, 500.0)] {
+            let added = figures(&[ours[place] - bare[place]]);
+            self.at_most(format!("latency added to the floor's, {what}, µs, at most"), Some(added), most);
+        }
+        Ok(())
+    }
+
+    /// What one thread and what two need for the same load, where the kernel spreads the flows over them.
+    fn threads(&mut self) -> anyhow::Result<()> {
+        stay_on(&(0..self.cores).collect::<Vec<_>>())?;
+        for (pattern, what) in [(Pattern::Bulk, "bulk"), (Pattern::Single, "single datagrams")] {
+            let mut one = Contender::ours(Place::Anywhere, 1, 64)?;
+            let mut two = Contender::ours(Place::Anywhere, 2, 64)?;
+            one.name = "one thread";
+            two.name = "two threads";
+            let before = two.subject.threads()?;
+            let row =
+                measure::relay(&mut self.generator, &mut [&mut one, &mut two], pattern, 1200, self.effort)?;
+            let spent = |thread: &str| -> anyhow::Result<f64> {
+                let of = |all: &[(String, std::time::Duration)]| {
+                    all.iter().find(|(name, _)| name == thread).map(|(_, cpu)| cpu.as_secs_f64())
+                };
+                Ok(of(&two.subject.threads()?).context("a relay thread")?
+                    - of(&before).context("a relay thread")?)
+            };
+            let shares = [spent("relay-0")?, spent("relay-1")?];
+            self.report(&row, "one thread");
+            // The busier thread is the first to be at its limit.
+            let busier = shares[0].max(shares[1]) / (shares[0] + shares[1]);
+            let dearer = row.ratio("two threads", "one thread").map_or(f64::NAN, |ratio| ratio.median());
+            let capacity = 1.0 / (dearer * busier);
+            if !self.arguments.json {
+                println!("  the busier thread has {:.0} % of the work", busier * 100.0);
+            }
+            self.at_least(format!("{what}: capacity of two threads by that of one, at least"), capacity, 1.6);
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (rounds, datagrams) =
+        if arguments.quick { (1, 2_000) } else { (arguments.rounds, arguments.datagrams) };
+    let mut bench = Bench {
+        core: arguments.core.unwrap_or(cores - 1),
+        effort: Effort { rounds, datagrams },
+        arguments,
+        cores,
+        generator: Generator::default(),
+        rows: Vec::new(),
+        bounds: Vec::new(),
+        lost: 0,
+    };
+    let run = || {
+        // Two sockets a lane, four programs.
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+        bench.run()
+    };
+    match { run }() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("relay_bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
