@@ -27,7 +27,8 @@ use crate::limits::{Limits, SourceBuckets};
 use crate::overflow::Overflow;
 use crate::owner::Owner;
 use crate::ports::{self, BindError, Listen};
-use crate::relay::shard::{Command, Counters, INLET, Links, Shard, StreamFrames};
+use crate::relay::bell::Entrance;
+use crate::relay::shard::{Command, Counters, Links, Office, Shard};
 use crate::relay::table::{Bound, Table};
 use crate::signalling::{self, Doors, EndpointError, Shared};
 use crate::stream::{self, StreamError, Streams};
@@ -185,8 +186,8 @@ impl Builder {
         let closing = watch::Sender::new(false);
         let tls_port = tls.as_ref().map(|listening| listening.number);
         if let Some(listening) = tls {
-            let (shards, inlets) = (relay.shards.clone(), relay.inlets.clone());
-            let streams = Streams::new(&key, &address.host, shared, shards, inlets, closing.subscribe())?;
+            let shards = relay.shards.clone();
+            let streams = Streams::new(&key, &address.host, shared, shards, closing.subscribe())?;
             let streams = Arc::new(streams);
             for listener in listening.sockets {
                 let listener = TcpListener::from_std(listener).map_err(StreamError::from)?;
@@ -355,20 +356,23 @@ impl Drop for Server {
         for endpoint in &self.endpoints {
             endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
         }
-        self.relay.stop();
     }
 }
 
-/// The relay threads.
+/// The relay threads; they stop when this is dropped.
 #[derive(Debug, Default)]
 struct Relay {
-    shards: Vec<UnboundedSender<Command>>,
-    /// Where the frames of streams go, by thread.
-    inlets: Vec<mpsc::Sender<StreamFrames>>,
+    shards: Vec<Entrance>,
     threads: Vec<JoinHandle<()>>,
     /// One per thread, so that threads do not contend for a cache line.
     counters: Vec<Arc<Counters>>,
     overflow: Arc<Overflow>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl Relay {
@@ -386,34 +390,28 @@ impl Relay {
                 column.push(socket);
             }
         }
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
-        let (inlets, outlets): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(INLET)).unzip();
-        let mut relay = Self { shards: senders, inlets, overflow, ..Self::default() };
-        let columns = columns.into_iter().zip(receivers.into_iter().zip(outlets));
-        for (number, (sockets, (commands, inlet))) in columns.enumerate() {
-            let mut shards = relay.shards.clone();
-            shards.swap_remove(number);
+        let made = columns.into_iter().map(|sockets| Shard::new(sockets, pairs.clone()));
+        let (entrances, shards): (Vec<_>, Vec<_>) = made.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+        let mut relay = Self { shards: entrances, threads: Vec::new(), counters: Vec::new(), overflow };
+        for (number, shard) in shards.into_iter().enumerate() {
+            let mut others = relay.shards.clone();
+            others.swap_remove(number);
             let counters = Arc::new(Counters::default());
             relay.counters.push(counters.clone());
-            let thread = Shard::spawn(
-                number,
-                sockets,
-                pairs.clone(),
-                Table::new(limits.lease, limits.binding),
-                SourceBuckets::new(limits.reflecting, keys()),
-                commands,
-                inlet,
-                Links { shards, reports: reports.clone() },
+            let office = Office {
+                table: Table::new(limits.lease, limits.binding),
+                strangers: SourceBuckets::new(limits.reflecting, keys()),
+                links: Links { shards: others, reports: reports.clone() },
                 counters,
-            )?;
-            relay.threads.push(thread);
+            };
+            relay.threads.push(shard.spawn(number, office)?);
         }
         Ok(relay)
     }
 
     fn stop(&self) {
         for shard in &self.shards {
-            let _ = shard.send(Command::Stop);
+            shard.tell(Command::Stop);
         }
     }
 

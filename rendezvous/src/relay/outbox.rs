@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
-use quinn::udp::EcnCodepoint;
 use rendezvous_batch::{Batch, Datagram, MOST, Sent};
 use tracing::trace;
 
@@ -77,12 +76,11 @@ impl<'a, 's, S: AsFd> Outbox<'a, 's, S> {
     }
 
     /// Forwards a run of frames of this segment size, in as few sends as the kernel allows.
-    pub(crate) fn forward(&mut self, bytes: &'s [u8], segment: usize, ecn: Option<EcnCodepoint>, to: Flow) {
+    pub(crate) fn forward(&mut self, bytes: &'s [u8], segment: usize, ecn: u8, to: Flow) {
         let most = match segment {
             1..=MAX_SEGMENT => self.outlets.segments(self.now).min(MAX_SEND / segment),
             _ => 1,
         };
-        let ecn = ecn.map_or(0, |mark| mark as u8);
         let size = u16::try_from(segment).ok().filter(|_| most > 1);
         for part in bytes.chunks(segment.max(1) * most.max(1)) {
             self.push(Waiting { payload: Payload::Frames(part), to, segment: size, ecn });

@@ -1,44 +1,40 @@
 //! One relay thread: sockets of its own (`SO_REUSEPORT`), a table of its own, nothing shared but the outlets of streams.
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use bytes::Bytes;
-use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
-use tokio::io::Interest;
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tracing::trace;
+use mio::{Events, Poll, Token};
+use rendezvous_batch::Receiver;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{error, trace};
 
+use super::bell::{Entrance, Inside, entrance};
 use super::origin::Origins;
 use super::outbox::{Outbox, Outlets};
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
+use super::socket::Socket;
 use super::table::{Bound, Change, Flow, StreamId, Table, Via};
 use crate::limits::SourceBuckets;
 use crate::stream::outlet::Outlet;
 
-/// Bytes of a receive buffer: the most that the kernel coalesces into one.
-const BUFFER: usize = 64 * 1024;
-
-/// From buffer to buffer: not a power of two, so that the first bytes of all do not compete for the same lines of the CPU's caches.
-const STRIDE: usize = BUFFER + 1_344;
-
-/// Buffers of a batch where datagrams come one by one.
-const LEAST_OFFER: usize = 4;
-
 /// Batches taken from one socket before the others get their turn.
 const BATCHES: usize = 4;
 
+/// Records taken from streams before the sockets get their turn.
+const RECORDS: usize = 16;
+
 /// Longest frame that is forwarded: a frame fills an Ethernet packet at most.
 const MAX_FRAME: usize = 1_500;
+
+/// The bell's token; the others are the sockets' places.
+const BELL: Token = Token(usize::MAX);
 
 /// What a shard is told.
 #[derive(Debug, Clone)]
@@ -61,14 +57,11 @@ pub(crate) struct StreamFrames {
     pub(crate) segment: usize,
 }
 
-/// Records of frames that may wait for a shard; streams wait beyond that, and TCP tells their peers.
-pub(crate) const INLET: usize = 64;
-
 /// Where a shard tells what it has learnt.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     /// Every other shard.
-    pub(crate) shards: Vec<UnboundedSender<Command>>,
+    pub(crate) shards: Vec<Entrance>,
     /// The owner of the leases.
     pub(crate) reports: UnboundedSender<Bound>,
 }
@@ -85,78 +78,33 @@ pub(crate) struct Counters {
 
 /// A relay thread, not yet started.
 pub(crate) struct Shard {
+    poll: Poll,
+    inside: Inside,
     sockets: Vec<Socket>,
-    table: Table,
-    strangers: SourceBuckets,
     origins: Origins,
-    commands: UnboundedReceiver<Command>,
-    inlet: mpsc::Receiver<StreamFrames>,
-    streams: HashMap<StreamId, Arc<Outlet>>,
-    links: Links,
-    counters: Arc<Counters>,
-    buffers: Vec<u8>,
+    receiver: Receiver,
     outlets: Outlets,
 }
 
-/// What a shard wakes up for.
-enum Ready {
-    Socket(usize),
-    Stream(StreamFrames),
+/// What a relay thread decides by, and what it tells.
+pub(crate) struct Office {
+    /// Its own.
+    pub(crate) table: Table,
+    /// What strangers may have.
+    pub(crate) strangers: SourceBuckets,
+    /// Where it tells.
+    pub(crate) links: Links,
+    /// What it counts.
+    pub(crate) counters: Arc<Counters>,
 }
 
-struct Socket {
-    io: tokio::net::UdpSocket,
-    /// Receives.
-    state: UdpSocketState,
-    /// Serves every address of the host, so that what leaves must be told its source.
-    anywhere: bool,
-    /// Buffers that it takes at a time. Every one that is offered to the kernel costs, used or not.
-    offer: usize,
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.io.as_fd()
-    }
-}
-
-impl Socket {
-    fn new(socket: UdpSocket) -> io::Result<Self> {
-        let state = UdpSocketState::new((&socket).into())?;
-        let anywhere = socket.local_addr()?.ip().is_unspecified();
-        // `UdpSocketState` has asked for them.
-        if !anywhere {
-            rendezvous_batch::without_destinations(&socket)?;
-        }
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, anywhere, offer: LEAST_OFFER })
-    }
-
-    /// Takes what waits, a batch at most, and whether that may not have been all. A batch that is not full was all there was: the
-    /// kernel tells when there is more, and asking it again would cost a call.
-    fn receive(
-        &mut self,
-        buffers: &mut [u8],
-        metas: &mut [RecvMeta; BATCH_SIZE],
-    ) -> io::Result<(usize, bool)> {
-        let mut parts = buffers.chunks_exact_mut(STRIDE).map(|buffer| IoSliceMut::new(&mut buffer[..BUFFER]));
-        let mut slices: ArrayVec<IoSliceMut<'_>, BATCH_SIZE> = parts.by_ref().take(self.offer).collect();
-        let offer = self.offer;
-        let mut count = 0;
-        let result = self.io.try_io(Interest::READABLE, || {
-            count = self.state.recv((&self.io).into(), &mut slices, &mut metas[..offer])?;
-            // This clears the readiness that tokio remembers.
-            if count < offer { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        self.offer = match count {
-            full if full == offer => BATCH_SIZE,
-            few if few < offer / 8 => (offer / 2).max(LEAST_OFFER),
-            _ => offer,
-        };
-        match result {
-            Err(error) if count == 0 => Err(error),
-            _ => Ok((count, count == offer)),
-        }
-    }
+/// A relay thread at work.
+struct Worker {
+    shard: Shard,
+    office: Office,
+    streams: HashMap<StreamId, Arc<Outlet>>,
+    /// Frames of streams may wait.
+    frames_wait: bool,
 }
 
 /// Whether anything may be sent to where this packet says it came from.
@@ -175,91 +123,71 @@ fn answer_from(destination: Option<IpAddr>) -> Option<IpAddr> {
 }
 
 impl Shard {
-    /// Starts the thread. `sockets` have the same order on every shard; `pairs` are addresses that stand in for each other.
-    #[expect(clippy::too_many_arguments, reason = "one call, at the server's start")]
-    pub(crate) fn spawn(
-        number: usize,
-        sockets: Vec<UdpSocket>,
-        pairs: Vec<[IpAddr; 2]>,
-        table: Table,
-        strangers: SourceBuckets,
-        commands: UnboundedReceiver<Command>,
-        inlet: mpsc::Receiver<StreamFrames>,
-        links: Links,
-        counters: Arc<Counters>,
-    ) -> io::Result<JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let guard = runtime.enter();
+    /// A thread to be, and the way into it. `sockets` have the same order on every shard; `pairs` are addresses that stand in for each
+    /// other.
+    pub(crate) fn new(sockets: Vec<UdpSocket>, pairs: Vec<[IpAddr; 2]>) -> io::Result<(Entrance, Self)> {
+        let poll = Poll::new()?;
+        let (entrance, inside) = entrance(poll.registry(), BELL)?;
         let bound = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
-        let sockets = sockets.into_iter().map(Socket::new).collect::<io::Result<_>>()?;
-        drop(guard);
-        let buffers = vec![0; STRIDE * BATCH_SIZE];
+        let place = |(place, socket)| Socket::new(socket, poll.registry(), Token(place));
+        let sockets = sockets.into_iter().enumerate().map(place).collect::<io::Result<_>>()?;
         let origins = Origins::new(bound, pairs);
-        let streams = HashMap::new();
-        let shard = Self {
-            sockets,
-            table,
-            strangers,
-            origins,
-            commands,
-            inlet,
-            streams,
-            links,
-            counters,
-            buffers,
-            outlets: Outlets::default(),
-        };
-        let name = format!("relay-{number}");
-        std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
+        let (receiver, outlets) = (Receiver::default(), Outlets::default());
+        Ok((entrance, Self { poll, inside, sockets, origins, receiver, outlets }))
     }
 
-    async fn run(mut self) {
-        let mut turn = 0;
+    /// Starts the thread.
+    pub(crate) fn spawn(self, number: usize, office: Office) -> io::Result<JoinHandle<()>> {
+        let worker = Worker { shard: self, office, streams: HashMap::new(), frames_wait: false };
+        std::thread::Builder::new().name(format!("relay-{number}")).spawn(move || worker.run())
+    }
+}
+
+impl Worker {
+    /// Waits in one system call for datagrams and for the bell: a thread that does nothing else needs no runtime.
+    fn run(mut self) {
+        let mut events = Events::with_capacity(16);
         loop {
-            let Self { sockets, commands, inlet, .. } = &mut self;
-            let ready = tokio::select! {
-                biased;
-                command = commands.recv() => {
-                    if !command.is_some_and(|command| self.obey(command)) {
-                        return;
-                    }
-                    continue;
+            let more = self.frames_wait || self.shard.sockets.iter().any(|socket| socket.ready);
+            match self.shard.poll.poll(&mut events, more.then_some(Duration::ZERO)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    error!(%error, "a relay thread cannot wait for datagrams, and ends");
+                    return;
                 }
-                ready = std::future::poll_fn(|cx| poll_ready(sockets, inlet, turn, cx)) => ready,
-            };
-            let goes_on = match ready {
-                Ready::Socket(index) => {
-                    turn = index + 1;
-                    self.serve(index)
+                _ => {}
+            }
+            for event in &events {
+                if let Some(socket) = self.shard.sockets.get_mut(event.token().0) {
+                    socket.ready = true;
                 }
-                Ready::Stream(frames) => {
-                    turn = 0;
-                    self.serve_stream(&frames)
-                }
-            };
-            if !goes_on {
+            }
+            if !self.obey() {
                 return;
+            }
+            for index in 0..self.shard.sockets.len() {
+                if self.shard.sockets[index].ready && !self.serve(index) {
+                    return;
+                }
+            }
+            if self.frames_wait {
+                self.serve_streams();
             }
         }
     }
 
-    /// Does what it is told; `false` when told to stop.
-    fn obey(&mut self, command: Command) -> bool {
-        match command {
-            Command::Change(change) => self.table.apply(change),
-            Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
-            Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
-            Command::Stop => return false,
-        }
-        true
-    }
-
     /// Does what it was told meanwhile; `false` once told to stop. A peer may use a channel as soon as its notice has come, and the
     /// notice left after these.
-    fn obey_all(&mut self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            if !self.obey(command) {
-                return false;
+    fn obey(&mut self) -> bool {
+        if !self.shard.inside.has_rung() {
+            return true;
+        }
+        self.frames_wait = true;
+        while let Some(command) = self.shard.inside.command() {
+            match command {
+                Command::Change(change) => self.office.table.apply(change),
+                Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
+                Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
+                Command::Stop => return false,
             }
         }
         true
@@ -267,68 +195,68 @@ impl Shard {
 
     /// Handles what waits at one socket; `false` once told to stop.
     fn serve(&mut self, index: usize) -> bool {
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
         for _ in 0..BATCHES {
-            let (received, more) = match self.sockets[index].receive(&mut self.buffers, &mut metas) {
-                Ok(taken) => taken,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) => {
-                    // ICMP errors of earlier sends surface here.
-                    trace!(%error, "receiving");
-                    continue;
+            let Shard { sockets, receiver, .. } = &mut self.shard;
+            match sockets[index].receive(receiver) {
+                Ok(()) => {
+                    if !self.obey() {
+                        return false;
+                    }
+                    self.handle(index, Instant::now());
                 }
-            };
-            if !self.obey_all() {
-                return false;
+                // ICMP errors of earlier sends surface here.
+                Err(error) => trace!(%error, "receiving"),
             }
-            self.handle(index, &metas[..received], Instant::now());
-            if !more {
-                return true;
+            if !self.shard.sockets[index].ready {
+                break;
             }
         }
         true
     }
 
-    /// Handles frames from a stream; `false` once told to stop.
-    fn serve_stream(&mut self, frames: &StreamFrames) -> bool {
-        if !self.obey_all() {
-            return false;
-        }
+    /// Handles frames from streams.
+    fn serve_streams(&mut self) {
+        let Self { shard, office, streams, frames_wait } = self;
         let now = Instant::now();
-        let Self { sockets, table, streams, counters, outlets, .. } = self;
-        let mut outbox = Outbox::new(outlets, sockets, now);
         let mut tally = Tally::default();
-        for run in runs(&frames.bytes, frames.segment) {
-            if let Run::Frames { channel, bytes, segment } = run {
-                let to = table.route(channel, frames.from, now);
-                forward(&mut outbox, streams, &mut tally, to, (bytes, segment, None));
+        for _ in 0..RECORDS {
+            let Some(frames) = shard.inside.frames() else {
+                *frames_wait = false;
+                break;
+            };
+            let mut outbox = Outbox::new(&mut shard.outlets, &shard.sockets, now);
+            for run in runs(&frames.bytes, frames.segment) {
+                if let Run::Frames { channel, bytes, segment } = run {
+                    let to = office.table.route(channel, frames.from, now);
+                    forward(&mut outbox, streams, &mut tally, to, (bytes, segment, 0));
+                }
             }
+            outbox.flush();
         }
-        tally.add_to(counters);
-        outbox.flush();
-        true
+        tally.add_to(&office.counters);
     }
 
     /// Handles a batch: all that it leads to leaves together at its end.
-    fn handle(&mut self, index: usize, metas: &[RecvMeta], now: Instant) {
-        let Self { sockets, table, strangers, origins, streams, links, counters, buffers, outlets, .. } =
-            self;
+    fn handle(&mut self, index: usize, now: Instant) {
+        let Self { shard, office, streams, .. } = self;
+        let Shard { sockets, origins, receiver, outlets, .. } = shard;
+        let Office { table, strangers, links, counters } = office;
         let anywhere = sockets[index].anywhere;
         let mut outbox = Outbox::new(outlets, sockets, now);
         let mut tally = Tally::default();
-        for (meta, buffer) in metas.iter().zip(buffers.chunks_exact(STRIDE)) {
-            if !answerable(meta.addr) {
+        for arrival in receiver.arrivals() {
+            if !answerable(arrival.from) {
                 continue;
             }
-            let local = answer_from(meta.dst_ip).filter(|_| anywhere);
-            let flow = Flow { remote: meta.addr, local, socket: index };
-            for run in runs(&buffer[..meta.len.min(BUFFER)], meta.stride) {
+            let local = answer_from(arrival.to).filter(|_| anywhere);
+            let flow = Flow { remote: arrival.from, local, socket: index };
+            for run in runs(arrival.bytes, arrival.segment) {
                 match run {
                     Run::Stun(datagram) => {
                         let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
                         if let Some(bound) = reaction.bound {
                             for shard in &links.shards {
-                                let _ = shard.send(Command::Change(Change::Bound(bound)));
+                                shard.tell(Command::Change(Change::Bound(bound)));
                             }
                             let _ = links.reports.send(bound);
                         }
@@ -338,9 +266,9 @@ impl Shard {
                         }
                     }
                     Run::Frames { channel, bytes, segment } => {
-                        let to = table.route(channel, meta.addr, now);
+                        let to = table.route(channel, arrival.from, now);
                         // Congestion marked on one leg is for the session to hear of.
-                        forward(&mut outbox, streams, &mut tally, to, (bytes, segment, meta.ecn));
+                        forward(&mut outbox, streams, &mut tally, to, (bytes, segment, arrival.ecn));
                     }
                     Run::Other => {}
                 }
@@ -384,7 +312,7 @@ fn forward<'s>(
     streams: &HashMap<StreamId, Arc<Outlet>>,
     tally: &mut Tally,
     to: Option<Via>,
-    (bytes, segment, ecn): (&'s [u8], usize, Option<EcnCodepoint>),
+    (bytes, segment, ecn): (&'s [u8], usize, u8),
 ) {
     match to.filter(|_| segment.min(bytes.len()) <= MAX_FRAME) {
         Some(Via::Udp(to)) => outbox.forward(bytes, segment, ecn, to),
@@ -402,29 +330,4 @@ fn forward<'s>(
     }
     tally.forwarded += bytes.len().div_ceil(segment) as u64;
     tally.forwarded_bytes += bytes.len() as u64;
-}
-
-/// What there is to do. Place `turn` is asked first; the places are those of the sockets and, behind them, that of the streams.
-fn poll_ready(
-    sockets: &[Socket],
-    inlet: &mut mpsc::Receiver<StreamFrames>,
-    turn: usize,
-    cx: &mut Context<'_>,
-) -> Poll<Ready> {
-    let places = sockets.len() + 1;
-    for place in (turn..turn + places).map(|place| place % places) {
-        match sockets.get(place) {
-            Some(socket) if socket.io.poll_recv_ready(cx).is_ready() => {
-                return Poll::Ready(Ready::Socket(place));
-            }
-            Some(_) => {}
-            // Without a sender there will be no frames.
-            None => {
-                if let Poll::Ready(Some(frames)) = inlet.poll_recv(cx) {
-                    return Poll::Ready(Ready::Stream(frames));
-                }
-            }
-        }
-    }
-    Poll::Pending
 }
