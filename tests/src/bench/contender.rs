@@ -1,6 +1,7 @@
 //! The programs that are held against each other.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -212,7 +213,8 @@ impl Contender {
         // It tells nobody when it is ready. A datagram to a port without a socket is lost, and so is asked again.
         let probe = Socket::bind(HERE)?;
         let request = *b"\0\x01\0\0\x21\x12\xa4\x42............";
-        let answered = (0..10).any(|_| probe.ask(stun, &request).is_ok());
+        let soon = Duration::from_millis(50);
+        let answered = (0..400).any(|_| probe.ask_within(soon, stun, &request).is_ok());
         ensure!(answered, "turnserver does not answer");
         let lanes = (0..lanes).map(|_| turn::lane(stun, 64)).collect::<anyhow::Result<_>>()?;
         Ok(Self {

@@ -105,8 +105,22 @@ impl Socket {
     ///
     /// When none comes.
     pub fn ask(&self, to: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+        self.ask_within(PATIENCE, to, request)
+    }
+
+    /// The same, waiting no longer than this.
+    ///
+    /// # Errors
+    ///
+    /// When none comes.
+    pub fn ask_within(
+        &self,
+        patience: Duration,
+        to: SocketAddr,
+        request: &[u8],
+    ) -> anyhow::Result<Vec<u8>> {
         self.send(to, None, request, None)?;
-        ensure!(wait(&self.io, PollFlags::POLLIN)?, "no answer from {to}");
+        ensure!(wait_for(&self.io, PollFlags::POLLIN, patience)?, "no answer from {to}");
         let mut buffer = [0; 2048];
         let (length, _) = self.io.recv_from(&mut buffer)?;
         Ok(buffer[..length].to_vec())
@@ -115,8 +129,12 @@ impl Socket {
 
 /// Whether the socket got ready in time.
 fn wait(socket: &UdpSocket, what: PollFlags) -> io::Result<bool> {
+    wait_for(socket, what, PATIENCE)
+}
+
+fn wait_for(socket: &UdpSocket, what: PollFlags, patience: Duration) -> io::Result<bool> {
     let mut sockets = [PollFd::new(socket.as_fd(), what)];
-    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
     Ok(poll(&mut sockets, patience)? > 0)
 }
 
