@@ -41,6 +41,8 @@ pub struct Server {
     pub subject: Subject,
     /// A client of it.
     pub registrar: Registrar,
+    /// The TCP port for streams.
+    pub tls_port: u16,
     state: TempDir,
 }
 
@@ -74,8 +76,9 @@ impl Server {
         let ready: Value = serde_json::from_str(&subject.line()?)?;
         let address = ready["address"].as_str().context("an address")?.parse()?;
         let reflection = ready["reflection_ports"][0].as_u64().context("a port")?;
+        let tls_port = u16::try_from(ready["tls_port"].as_u64().context("a TCP port")?)?;
         let registrar = Registrar::new(address, u16::try_from(reflection)?, PER_SOURCE)?;
-        Ok(Self { subject, registrar, state })
+        Ok(Self { subject, registrar, tls_port, state })
     }
 
     /// Stops it; what it has counted.
@@ -84,7 +87,7 @@ impl Server {
     ///
     /// When it does not tell.
     pub fn stop(self) -> anyhow::Result<Value> {
-        let Self { mut subject, registrar, state } = self;
+        let Self { mut subject, registrar, state, .. } = self;
         subject.terminate()?;
         let stopped: Value = serde_json::from_str(&subject.line()?)?;
         drop((registrar, state));
@@ -99,7 +102,7 @@ impl Contender {
     ///
     /// When the server does not start, or refuses.
     pub fn ours(place: Place, threads: usize, lanes: usize) -> anyhow::Result<Self> {
-        let Server { subject, mut registrar, state } = Server::start(place, threads)?;
+        let Server { subject, mut registrar, state, .. } = Server::start(place, threads)?;
         let lanes = (0..lanes).map(|_| registrar.lane()).collect::<anyhow::Result<_>>()?;
         let stun = registrar.relay;
         let (registrar, state) = (Some(registrar), Some(state));

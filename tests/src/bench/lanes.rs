@@ -85,6 +85,53 @@ impl Socket {
         self.send(to, None, datagram, None)
     }
 
+    /// Sends datagrams of this size together, with segmentation offload.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn tell_segments(&self, to: SocketAddr, datagrams: &[u8], size: usize) -> io::Result<()> {
+        self.send(to, None, datagrams, (size < datagrams.len()).then_some(size))
+    }
+
+    /// How many of the `expected` datagrams have come, all with this payload.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn take(&self, buffers: &mut [u8], expected: usize, payload: Option<usize>) -> anyhow::Result<usize> {
+        let mut got = 0;
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        while got < expected {
+            let mut parts = buffers.chunks_exact_mut(COALESCED);
+            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
+            match self.state.recv((&self.io).into(), &mut slices, &mut metas) {
+                Ok(received) => {
+                    for meta in &metas[..received] {
+                        // Programs keep the header or take it off.
+                        if let Some(payload) = payload {
+                            ensure!(
+                                [payload, payload + 4].contains(&meta.stride),
+                                "{} bytes came out",
+                                meta.stride
+                            );
+                        }
+                        got += meta.len.div_ceil(meta.stride.max(1));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !wait(&self.io, PollFlags::POLLIN)? {
+                        break;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        ensure!(got <= expected, "{got} datagrams came out where {expected} went in");
+        Ok(got)
+    }
+
     /// The next datagram that has come, without waiting.
     ///
     /// # Errors
@@ -113,12 +160,7 @@ impl Socket {
     /// # Errors
     ///
     /// When none comes.
-    pub fn ask_within(
-        &self,
-        patience: Duration,
-        to: SocketAddr,
-        request: &[u8],
-    ) -> anyhow::Result<Vec<u8>> {
+    pub fn ask_within(&self, patience: Duration, to: SocketAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
         self.send(to, None, request, None)?;
         ensure!(wait_for(&self.io, PollFlags::POLLIN, patience)?, "no answer from {to}");
         let mut buffer = [0; 2048];
@@ -186,6 +228,11 @@ impl Default for Generator {
 }
 
 impl Generator {
+    /// Where what comes is put.
+    pub fn buffers(&mut self) -> &mut [u8] {
+        &mut self.buffers
+    }
+
     /// Sends at least `count` datagrams of `payload` bytes over the lanes.
     ///
     /// # Errors
@@ -283,43 +330,9 @@ impl Generator {
     fn collect(&mut self, lanes: &[Lane], expected: Vec<usize>, payload: usize) -> anyhow::Result<usize> {
         let mut lost = 0;
         for (lane, expected) in lanes.iter().zip(expected).rev().filter(|(_, expected)| *expected > 0) {
-            lost += expected - self.take(&lane.into, expected, Some(payload))?;
+            lost += expected - lane.into.take(&mut self.buffers, expected, Some(payload))?;
         }
         Ok(lost)
-    }
-
-    /// How many of the `expected` datagrams have come, all with this payload.
-    fn take(&mut self, socket: &Socket, expected: usize, payload: Option<usize>) -> anyhow::Result<usize> {
-        let mut got = 0;
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
-        while got < expected {
-            let mut parts = self.buffers.chunks_exact_mut(COALESCED);
-            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-                std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-            match socket.state.recv((&socket.io).into(), &mut slices, &mut metas) {
-                Ok(received) => {
-                    for meta in &metas[..received] {
-                        // Programs keep the header or take it off.
-                        if let Some(payload) = payload {
-                            ensure!(
-                                [payload, payload + 4].contains(&meta.stride),
-                                "{} bytes came out",
-                                meta.stride
-                            );
-                        }
-                        got += meta.len.div_ceil(meta.stride.max(1));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !wait(&socket.io, PollFlags::POLLIN)? {
-                        break;
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        ensure!(got <= expected, "{got} datagrams came out where {expected} went in");
-        Ok(got)
     }
 
     /// Sends at least `count` Binding requests, each answered by itself; `strangers`: from changing addresses of 127.0.0.0/8, else all
@@ -350,7 +363,7 @@ impl Generator {
                 socket.send(to, strangers.then_some(source), &request, None)?;
             }
             outcome.sent += SINGLES;
-            outcome.lost += SINGLES - self.take(socket, SINGLES, None)?;
+            outcome.lost += SINGLES - socket.take(&mut self.buffers, SINGLES, None)?;
             ensure!(self.buffers[..2] == [1, 1], "an answer that is no Binding success");
         }
         outcome.took = start.elapsed();

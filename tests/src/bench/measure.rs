@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::contender::Contender;
-use super::lanes::{Generator, Pattern, Socket};
+use super::lanes::{Generator, Outcome, Pattern, Socket};
+use super::subject::Subject;
 use crate::figures::Figures;
 
 /// What one program needed in the rounds of one load.
@@ -113,7 +114,9 @@ pub fn relay(
     for contender in &mut *contenders {
         contender.set_payload(payload);
     }
-    rounds(load, payload, contenders, effort, |contender, count| {
+    let programs: Vec<_> = contenders.iter().map(|contender| (contender.name, &contender.subject)).collect();
+    rounds(load, payload, &programs, effort, |place, count| {
+        let contender = &contenders[place];
         let many = pattern == Pattern::Bulk && contender.batches();
         let count = if many { count * 8 } else { count };
         generator.load(&contender.lanes, pattern, payload, count)
@@ -131,28 +134,35 @@ pub fn reflection(
     effort: Effort,
 ) -> anyhow::Result<Row> {
     let socket = Socket::bind([0, 0, 0, 0].into())?;
-    rounds("STUN Binding requests".to_owned(), 20, contenders, effort, |contender, count| {
+    let programs: Vec<_> = contenders.iter().map(|contender| (contender.name, &contender.subject)).collect();
+    rounds("STUN Binding requests".to_owned(), 20, &programs, effort, |place, count| {
+        let contender = &contenders[place];
         generator.reflect(&socket, contender.stun, contender.strangers, count)
     })
 }
 
-fn rounds(
+/// Has every program in turn do what `run` is told by its place and a number of datagrams, after one round that does not count.
+///
+/// # Errors
+///
+/// Those of `run`, and a program that ends.
+pub fn rounds(
     load: String,
     payload: usize,
-    contenders: &mut [&mut Contender],
+    programs: &[(&'static str, &Subject)],
     effort: Effort,
-    mut run: impl FnMut(&Contender, usize) -> anyhow::Result<super::lanes::Outcome>,
+    mut run: impl FnMut(usize, usize) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Row> {
-    let mut costs: Vec<_> = contenders.iter().map(|contender| (contender.name, Cost::default())).collect();
+    let mut costs: Vec<_> = programs.iter().map(|(name, _)| (*name, Cost::default())).collect();
     for round in 0..=effort.rounds {
-        for turn in 0..contenders.len() {
+        for turn in 0..programs.len() {
             // Each is the first in its turn.
-            let place = (turn + round) % contenders.len();
-            let contender = &contenders[place];
+            let place = (turn + round) % programs.len();
+            let subject = programs[place].1;
             let count = if round == 0 { effort.datagrams / 4 } else { effort.datagrams };
-            let before = contender.subject.cpu()?;
-            let outcome = run(contender, count)?;
-            let spent = contender.subject.cpu()? - before;
+            let before = subject.cpu()?;
+            let outcome = run(place, count)?;
+            let spent = subject.cpu()? - before;
             let cost = &mut costs[place].1;
             cost.lost += outcome.lost;
             if round > 0 {

@@ -9,5 +9,6 @@ pub mod contender;
 pub mod lanes;
 pub mod measure;
 pub mod registrar;
+pub mod streams;
 pub mod subject;
 pub mod turn;

@@ -235,6 +235,39 @@ impl Registrar {
         Ok(Lane { from, to: self.relay, header: introduction.channel.header(), into })
     }
 
+    /// The server's.
+    pub fn id(&self) -> PeerId {
+        self.server.id
+    }
+
+    /// A new registration, bound with this socket, which lives as long as this does: its id.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses.
+    pub fn bound(&mut self, socket: &Socket) -> anyhow::Result<PeerId> {
+        let mut line = self.register()?;
+        line.bind(socket, self.relay)?;
+        let id = line.id;
+        self.kept.push(line);
+        Ok(id)
+    }
+
+    /// The same, and introduced to another peer: the header of their channel.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses.
+    pub fn introduced(&mut self, socket: &Socket, to: PeerId) -> anyhow::Result<[u8; 4]> {
+        self.bound(socket)?;
+        let line = self.kept.last_mut().context("a line")?;
+        let introduction = self.runtime.block_on(async {
+            line.ask(to).await?;
+            line.introduction().await
+        })?;
+        Ok(introduction.channel.header())
+    }
+
     /// Binds again what the lanes were bound with. These must be all lanes, in the order in which they were made, and idle.
     ///
     /// # Errors

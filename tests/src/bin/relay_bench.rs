@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use end_to_end::bench::contender::Contender;
+use end_to_end::bench::contender::{Contender, Server};
 use end_to_end::bench::lanes::{Generator, Pattern, figures};
 use end_to_end::bench::measure::{self, Effort, Row};
+use end_to_end::bench::streams::{self, Kind, StreamLane};
 use end_to_end::bench::subject::{Place, stay_on};
 use end_to_end::figures::Figures;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -56,6 +57,7 @@ enum Part {
     Single,
     Sparse,
     Stun,
+    Streams,
     Latency,
     Threads,
 }
@@ -109,6 +111,9 @@ impl Bench {
         }
         if self.wants(Part::Stun) {
             self.stun()?;
+        }
+        if self.wants(Part::Streams) {
+            self.streams()?;
         }
         if self.wants(Part::Latency) && self.cores > 1 {
             self.latency()?;
@@ -224,6 +229,49 @@ impl Bench {
         self.at_most("STUN: CPU of the floor's, at most", row.ratio(OURS, MMSG), 1.1);
         if let Some(ratio) = row.ratio(COTURN, OURS) {
             self.at_least("STUN: coturn's CPU by ours, at least", ratio.median(), 1.4);
+        }
+        Ok(())
+    }
+
+    /// Ends that are TLS streams. The measure is iroh's relay with ten datagrams a frame, which took 0.43 of the bare `recvmmsg` and
+    /// `sendmmsg` in one run on a machine like ours.
+    fn streams(&mut self) -> anyhow::Result<()> {
+        const PAYLOAD: usize = 1200;
+        const IROH: f64 = 1.45 / 3.34;
+        stay_on(&[self.core])?;
+        let place = Place::Yielding(self.core);
+        let bare = Contender::bare(place, false, 1)?;
+        let kinds = [
+            ("TLS to TLS", Kind::Stream, Kind::Stream),
+            ("TLS to UDP", Kind::Stream, Kind::Udp),
+            ("UDP to TLS", Kind::Udp, Kind::Stream),
+        ];
+        for lanes in [1, 16] {
+            let mut server = Server::start(place, 1)?;
+            let mut all = Vec::new();
+            for (_, from, into) in kinds {
+                let made = (0..lanes).map(|_| StreamLane::new(&mut server, from, into));
+                all.push(made.collect::<anyhow::Result<Vec<_>>>()?);
+            }
+            for together in [1, 10, 50] {
+                let mut programs: Vec<_> = kinds.iter().map(|(name, ..)| (*name, &server.subject)).collect();
+                programs.push((MMSG, &bare.subject));
+                let load = format!("streams, {lanes} lanes, {PAYLOAD} bytes, {together} together");
+                let generator = &mut self.generator;
+                let row = measure::rounds(load, PAYLOAD, &programs, self.effort, |place, count| {
+                    match all.get_mut(place) {
+                        Some(lanes) => streams::load(generator.buffers(), lanes, PAYLOAD, together, count),
+                        None => generator.load(&bare.lanes, Pattern::Single, PAYLOAD, count),
+                    }
+                })?;
+                self.report(&row, MMSG);
+                for (name, ..) in kinds.iter().filter(|_| together == 10) {
+                    let what = format!(
+                        "{name}, {lanes} lanes, {together} together: CPU by that of bare mmsg, at most"
+                    );
+                    self.at_most(what, row.ratio(name, MMSG), 2.0 * IROH);
+                }
+            }
         }
         Ok(())
     }
