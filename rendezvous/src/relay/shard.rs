@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use mio::{Events, Poll, Token};
 use rendezvous_batch::Receiver;
@@ -28,7 +29,7 @@ use crate::stream::outlet::Outlet;
 const BATCHES: usize = 4;
 
 /// Records taken from streams before the sockets get their turn.
-const RECORDS: usize = 16;
+const RECORDS: usize = 64;
 
 /// Longest frame that is forwarded: a frame fills an Ethernet packet at most.
 const MAX_FRAME: usize = 1_500;
@@ -217,23 +218,22 @@ impl Worker {
     /// Handles frames from streams.
     fn serve_streams(&mut self) {
         let Self { shard, office, streams, frames_wait } = self;
+        let records: ArrayVec<_, RECORDS> =
+            std::iter::from_fn(|| shard.inside.frames()).take(RECORDS).collect();
+        *frames_wait = records.is_full();
         let now = Instant::now();
         let mut tally = Tally::default();
-        for _ in 0..RECORDS {
-            let Some(frames) = shard.inside.frames() else {
-                *frames_wait = false;
-                break;
-            };
-            let mut outbox = Outbox::new(&mut shard.outlets, &shard.sockets, now);
+        let mut outbox = Outbox::new(&mut shard.outlets, &shard.sockets, now);
+        for frames in &records {
             for run in runs(&frames.bytes, frames.segment) {
                 if let Run::Frames { channel, bytes, segment } = run {
                     let to = office.table.route(channel, frames.from, now);
                     forward(&mut outbox, streams, &mut tally, to, (bytes, segment, 0));
                 }
             }
-            outbox.flush();
         }
         tally.add_to(&office.counters);
+        outbox.flush();
     }
 
     /// Handles a batch: all that it leads to leaves together at its end.

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::subject::stay_on;
 use crate::figures::Figures;
 
 /// What waits longer than this has been lost.
@@ -416,6 +417,34 @@ impl Generator {
         }
         Ok(())
     }
+}
+
+/// Sends loads over several sets of lanes at once, from one generator and one core each: at least `count` datagrams together.
+///
+/// # Errors
+///
+/// As of [`Generator::load`].
+pub fn load_from_cores(
+    generators: &mut [Generator],
+    sets: &[(usize, &[Lane])],
+    pattern: Pattern,
+    payload: usize,
+    count: usize,
+) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    let share = count / sets.len().max(1);
+    let outcomes = std::thread::scope(|scope| {
+        let load = |(generator, (core, lanes)): (&mut Generator, &(usize, &[Lane]))| {
+            stay_on(&[*core])?;
+            generator.load(lanes, pattern, payload, share)
+        };
+        let threads: Vec<_> =
+            generators.iter_mut().zip(sets).map(|pair| scope.spawn(move || load(pair))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
+        joined.collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let sum = |part: fn(&Outcome) -> usize| outcomes.iter().map(part).sum();
+    Ok(Outcome { sent: sum(|one| one.sent), lost: sum(|one| one.lost), took: start.elapsed() })
 }
 
 /// Until the next of `rate` a second that come at random.

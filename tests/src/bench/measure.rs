@@ -1,5 +1,7 @@
 //! Interleaved measurements of several programs, and their ratios.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::contender::Contender;
@@ -114,7 +116,8 @@ pub fn relay(
     for contender in &mut *contenders {
         contender.set_payload(payload);
     }
-    let programs: Vec<_> = contenders.iter().map(|contender| (contender.name, &contender.subject)).collect();
+    let programs: Vec<_> =
+        contenders.iter().map(|contender| (contender.name, vec![&contender.subject])).collect();
     rounds(load, payload, &programs, effort, |place, count| {
         let contender = &contenders[place];
         let many = pattern == Pattern::Bulk && contender.batches();
@@ -134,14 +137,15 @@ pub fn reflection(
     effort: Effort,
 ) -> anyhow::Result<Row> {
     let socket = Socket::bind([0, 0, 0, 0].into())?;
-    let programs: Vec<_> = contenders.iter().map(|contender| (contender.name, &contender.subject)).collect();
+    let programs: Vec<_> =
+        contenders.iter().map(|contender| (contender.name, vec![&contender.subject])).collect();
     rounds("STUN Binding requests".to_owned(), 20, &programs, effort, |place, count| {
         let contender = &contenders[place];
         generator.reflect(&socket, contender.stun, contender.strangers, count)
     })
 }
 
-/// Has every program in turn do what `run` is told by its place and a number of datagrams, after one round that does not count.
+/// Has every program, or several as one, in turn do what `run` is told by its place and a number of datagrams, after one round that does not count.
 ///
 /// # Errors
 ///
@@ -149,7 +153,7 @@ pub fn reflection(
 pub fn rounds(
     load: String,
     payload: usize,
-    programs: &[(&'static str, &Subject)],
+    programs: &[(&'static str, Vec<&Subject>)],
     effort: Effort,
     mut run: impl FnMut(usize, usize) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Row> {
@@ -158,11 +162,12 @@ pub fn rounds(
         for turn in 0..programs.len() {
             // Each is the first in its turn.
             let place = (turn + round) % programs.len();
-            let subject = programs[place].1;
+            let cpu =
+                || programs[place].1.iter().map(|subject| subject.cpu()).sum::<anyhow::Result<Duration>>();
             let count = if round == 0 { effort.datagrams / 4 } else { effort.datagrams };
-            let before = subject.cpu()?;
+            let before = cpu()?;
             let outcome = run(place, count)?;
-            let spent = subject.cpu()? - before;
+            let spent = cpu()? - before;
             let cost = &mut costs[place].1;
             cost.lost += outcome.lost;
             if round > 0 {

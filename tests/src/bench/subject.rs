@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 
 /// A running program, ended when dropped.
 pub struct Subject {
@@ -21,6 +21,10 @@ pub struct Subject {
 pub enum Place {
     /// On this core, never preempting the load.
     Yielding(usize),
+    /// Anywhere, never preempting the load.
+    YieldingAnywhere,
+    /// On this core, before all other work of the machine if that is allowed (`SCHED_FIFO`).
+    Urgent(usize),
     /// On this core, as the kernel schedules it.
     Core(usize),
     /// Anywhere.
@@ -37,6 +41,16 @@ impl Subject {
         let mut command = match place {
             Place::Anywhere => Command::new(program),
             Place::Core(core) => on_core(core, program),
+            Place::Urgent(core) => {
+                let mut command = Command::new("chrt");
+                command.args(["--fifo", "1", "taskset", "-c", &core.to_string()]).arg(program);
+                command
+            }
+            Place::YieldingAnywhere => {
+                let mut command = Command::new("chrt");
+                command.args(["--batch", "0"]).arg(program);
+                command
+            }
             Place::Yielding(core) => {
                 let mut command = Command::new("chrt");
                 command.args(["--batch", "0", "taskset", "-c", &core.to_string()]).arg(program);
@@ -109,6 +123,34 @@ impl Subject {
     ///
     /// When it is gone.
     pub fn threads(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        Ok(self.tasks()?.into_iter().map(|(_, name, cpu)| (name, cpu)).collect())
+    }
+
+    /// CPU time of the thread of this name so far.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn thread(&self, name: &str) -> anyhow::Result<Duration> {
+        let found = self.tasks()?.into_iter().find(|(_, other, _)| other == name);
+        Ok(found.with_context(|| format!("no thread {name}"))?.2)
+    }
+
+    /// Keeps the thread of this name on this core.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn keep_thread_on(&self, name: &str, core: usize) -> anyhow::Result<()> {
+        let found = self.tasks()?.into_iter().find(|(_, other, _)| other == name);
+        let (thread, ..) = found.with_context(|| format!("no thread {name}"))?;
+        let mut set = CpuSet::new();
+        set.set(core)?;
+        Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+    }
+
+    /// Its threads' ids, names, and CPU time.
+    fn tasks(&self) -> anyhow::Result<Vec<(i32, String, Duration)>> {
         let tasks = format!("/proc/{}/task", self.id());
         let mut threads = Vec::new();
         for task in std::fs::read_dir(&tasks).with_context(|| format!("{tasks} is gone"))? {
@@ -117,7 +159,8 @@ impl Subject {
             let Ok(schedule) = std::fs::read_to_string(task.join("schedstat")) else { continue };
             let Ok(name) = std::fs::read_to_string(task.join("comm")) else { continue };
             let spent = schedule.split(' ').next().context("time on the CPU")?.parse()?;
-            threads.push((name.trim_end().to_owned(), Duration::from_nanos(spent)));
+            let id = task.file_name().and_then(|id| id.to_str()).context("a thread's id")?.parse()?;
+            threads.push((id, name.trim_end().to_owned(), Duration::from_nanos(spent)));
         }
         Ok(threads)
     }
@@ -146,6 +189,15 @@ fn on_core(core: usize, program: &Path) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", &core.to_string()]).arg(program);
     command
+}
+
+/// Whether the calling thread now runs before all other work of the machine, as far as its cores go; or, `on` being false, no longer.
+pub fn be_urgent(on: bool) -> bool {
+    let thread = gettid().to_string();
+    let (policy, priority) = if on { ("--fifo", "1") } else { ("--other", "0") };
+    let mut command = Command::new("chrt");
+    command.args([policy, "--pid", priority, &thread]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// Keeps the calling thread on these cores.

@@ -4,14 +4,15 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::ensure;
 use clap::Parser;
 use end_to_end::bench::contender::{Contender, Server};
-use end_to_end::bench::lanes::{Generator, Pattern, figures};
+use end_to_end::bench::lanes::{Generator, Lane, Pattern, figures, load_from_cores};
 use end_to_end::bench::measure::{self, Effort, Row};
 use end_to_end::bench::streams::{self, Kind, StreamLane};
-use end_to_end::bench::subject::{Place, stay_on};
+use end_to_end::bench::subject::{Place, be_urgent, stay_on};
 use end_to_end::figures::Figures;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -65,6 +66,10 @@ enum Part {
 const OURS: &str = "rendezvous";
 const GSO: &str = "bare GRO/GSO";
 const MMSG: &str = "bare mmsg";
+const ONE: &str = "one thread";
+const TWO: &str = "two threads";
+const BARE: &str = "one bare";
+const BARE_TWICE: &str = "two bare";
 const COTURN: &str = "coturn";
 
 /// Datagrams a second of sparse flows together.
@@ -254,8 +259,9 @@ impl Bench {
                 all.push(made.collect::<anyhow::Result<Vec<_>>>()?);
             }
             for together in [1, 10, 50] {
-                let mut programs: Vec<_> = kinds.iter().map(|(name, ..)| (*name, &server.subject)).collect();
-                programs.push((MMSG, &bare.subject));
+                let mut programs: Vec<_> =
+                    kinds.iter().map(|(name, ..)| (*name, vec![&server.subject])).collect();
+                programs.push((MMSG, vec![&bare.subject]));
                 let load = format!("streams, {lanes} lanes, {PAYLOAD} bytes, {together} together");
                 let generator = &mut self.generator;
                 let row = measure::rounds(load, PAYLOAD, &programs, self.effort, |place, count| {
@@ -280,7 +286,9 @@ impl Bench {
     fn latency(&mut self) -> anyhow::Result<()> {
         let other = (self.core + self.cores - 1) % self.cores;
         stay_on(&[other])?;
-        let place = Place::Core(self.core);
+        // What else the machine does is none of theirs, where that can be had.
+        let urgent = be_urgent(true);
+        let place = if urgent { Place::Urgent(self.core) } else { Place::Core(self.core) };
         let all = [Contender::ours(place, 1, 16)?, Contender::bare(place, true, 16)?];
         let count = self.effort.datagrams / 8;
         // 3.4 µs each, one by one, are about 300,000 a second.
@@ -290,6 +298,9 @@ impl Bench {
             for (contender, seen) in all.iter().zip(&mut seen) {
                 self.generator.latencies(&contender.lanes, 1200, count, rate, seen)?;
             }
+        }
+        if urgent {
+            be_urgent(false);
         }
         let [ours, bare] = seen.map(|seen| figures(&seen));
         let quantiles = |figures: &Figures| [0.5, 0.9, 0.99, 0.999].map(|share| figures.quantile(share));
@@ -309,36 +320,85 @@ impl Bench {
         Ok(())
     }
 
-    /// What one thread and what two need for the same load, where the kernel spreads the flows over them.
+    /// What a datagram costs one thread on one core, and two threads on two. The kernel spreads the flows over the threads; each core has a
+    /// generator of its own, for the flows that went to the thread there, so every thread finds the batches that the one finds: what the
+    /// two threads share is all that is new. Two bare forwarders, which share nothing, tell what the second core is worth on this machine.
     fn threads(&mut self) -> anyhow::Result<()> {
-        stay_on(&(0..self.cores).collect::<Vec<_>>())?;
+        const FLOWS: usize = 64;
+        let (core, other) = (self.core, (self.core + self.cores - 1) % self.cores);
+        stay_on(&[core])?;
+        let mut generators = [Generator::default(), Generator::default()];
         for (pattern, what) in [(Pattern::Bulk, "bulk"), (Pattern::Single, "single datagrams")] {
-            let mut one = Contender::ours(Place::Anywhere, 1, 64)?;
-            let mut two = Contender::ours(Place::Anywhere, 2, 64)?;
-            one.name = "one thread";
-            two.name = "two threads";
-            let before = two.subject.threads()?;
-            let row =
-                measure::relay(&mut self.generator, &mut [&mut one, &mut two], pattern, 1200, self.effort)?;
-            let spent = |thread: &str| -> anyhow::Result<f64> {
-                let of = |all: &[(String, std::time::Duration)]| {
-                    all.iter().find(|(name, _)| name == thread).map(|(_, cpu)| cpu.as_secs_f64())
-                };
-                Ok(of(&two.subject.threads()?).context("a relay thread")?
-                    - of(&before).context("a relay thread")?)
+            let one = Contender::ours(Place::Yielding(core), 1, FLOWS)?;
+            let mut two = Contender::ours(Place::YieldingAnywhere, 2, FLOWS)?;
+            two.subject.keep_thread_on("relay-0", core)?;
+            two.subject.keep_thread_on("relay-1", other)?;
+            let first = self.flows_of(&mut two, "relay-0")?;
+            let bare = Contender::bare(Place::Yielding(core), true, FLOWS)?;
+            let halves = [core, other].map(|core| Contender::bare(Place::Yielding(core), true, FLOWS / 2));
+            let [here, there] = halves;
+            let (here, there) = (here?, there?);
+            let (first, second) = two.lanes.split_at(first);
+            ensure!(!first.is_empty() && !second.is_empty(), "one thread has all flows");
+            let sets: [&[(usize, &[Lane])]; 4] = [
+                &[(core, &one.lanes)],
+                &[(core, first), (other, second)],
+                &[(core, &bare.lanes)],
+                &[(core, &here.lanes), (other, &there.lanes)],
+            ];
+            let programs = [
+                (ONE, vec![&one.subject]),
+                (TWO, vec![&two.subject]),
+                (BARE, vec![&bare.subject]),
+                (BARE_TWICE, vec![&here.subject, &there.subject]),
+            ];
+            let spent = || -> anyhow::Result<[Duration; 2]> {
+                Ok([two.subject.thread("relay-0")?, two.subject.thread("relay-1")?])
             };
-            let shares = [spent("relay-0")?, spent("relay-1")?];
-            self.report(&row, "one thread");
+            let before = spent()?;
+            let load = format!("{what}, {FLOWS} flows, 1200 bytes, a generator on each core");
+            let many = if pattern == Pattern::Bulk { 8 } else { 1 };
+            let row = measure::rounds(load, 1200, &programs, self.effort, |place, count| {
+                let sets = sets[place];
+                load_from_cores(&mut generators, sets, pattern, 1200, count * many * sets.len())
+            })?;
+            let after = spent()?;
+            let shares = [0, 1].map(|thread| (after[thread] - before[thread]).as_secs_f64());
+            self.report(&row, ONE);
             // The busier thread is the first to be at its limit.
             let busier = shares[0].max(shares[1]) / (shares[0] + shares[1]);
-            let dearer = row.ratio("two threads", "one thread").map_or(f64::NAN, |ratio| ratio.median());
-            let capacity = 1.0 / (dearer * busier);
+            let dearer = |two, one| row.ratio(two, one).map_or(f64::NAN, |ratio| ratio.median());
+            let capacity = 1.0 / (dearer(TWO, ONE) * busier);
             if !self.arguments.json {
-                println!("  the busier thread has {:.0} % of the work", busier * 100.0);
+                println!(
+                    "  {} of {FLOWS} flows went to the first thread; the busier one had {:.0} % of the work; two bare forwarders have {:.2} times the capacity of one",
+                    first.len(),
+                    busier * 100.0,
+                    2.0 / dearer(BARE_TWICE, BARE)
+                );
             }
             self.at_least(format!("{what}: capacity of two threads by that of one, at least"), capacity, 1.6);
         }
         Ok(())
+    }
+}
+
+impl Bench {
+    /// Puts the lanes first that this thread serves; how many they are.
+    fn flows_of(&mut self, contender: &mut Contender, thread: &str) -> anyhow::Result<usize> {
+        let mut served = [Vec::new(), Vec::new()];
+        for lane in std::mem::take(&mut contender.lanes) {
+            let before = contender.subject.thread(thread)?;
+            let load = self.generator.load(std::slice::from_ref(&lane), Pattern::Bulk, 1200, 500)?;
+            self.lost += load.lost;
+            let others = contender.subject.thread(thread)? == before;
+            served[usize::from(others)].push(lane);
+        }
+        let [own, others] = served;
+        let count = own.len();
+        contender.lanes = own;
+        contender.lanes.extend(others);
+        Ok(count)
     }
 }
 
