@@ -6,9 +6,11 @@ TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux c
 	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils
 # What only the benchmarks need.
 BENCH_TOOLS := turnserver:coturn chrt:util-linux
+# What only the test with a browser needs: 250 MB once unpacked.
+BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench soak benchtools tools clean
+.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench soak browser benchtools browsertools tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,12 +69,19 @@ soak: tools ## The relay at full load for SOAK seconds (600), channels coming an
 	$(CARGO) build --release -p rendezvous -p end-to-end --bins
 	$(RELEASE)/soak --seconds $(or $(SOAK),600)
 
+browser: browsertools ## A browser behind a router learns its address from the server (installs headless Chromium).
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -p end-to-end --test lab -- --ignored browser
+
 # Installs what is missing: as root with apt-get, else it says what to install. No service that comes with a package is started.
 tools:
 	@$(call install,$(TOOLS))
 
 benchtools:
 	@$(call install,$(TOOLS) $(BENCH_TOOLS))
+
+browsertools:
+	@$(call install,$(TOOLS) $(BROWSER_TOOLS))
 
 define install
 missing=; export PATH="$$PATH:/usr/sbin:/sbin"; \

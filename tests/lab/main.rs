@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod benchmarks;
+mod browser;
 mod commands;
 mod dialling;
 mod doctor;
@@ -58,6 +59,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(household::trials());
     trials.extend(stun_clients::trials());
     trials.extend(benchmarks::trials());
+    trials.extend(browser::trials());
     trials.extend(transfer::trials());
     trials.extend(tcp::trials());
     trials.extend(reverse_proxy::trials());

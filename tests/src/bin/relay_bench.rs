@@ -286,8 +286,8 @@ impl Bench {
     fn latency(&mut self) -> anyhow::Result<()> {
         let other = (self.core + self.cores - 1) % self.cores;
         stay_on(&[other])?;
-        // What else the machine does is none of theirs, where that can be had.
-        let urgent = be_urgent(true);
+        // What else the machine does is none of theirs, where that can be had. A smoke run leaves the machine to others.
+        let urgent = !self.arguments.quick && be_urgent(true);
         let place = if urgent { Place::Urgent(self.core) } else { Place::Core(self.core) };
         let all = [Contender::ours(place, 1, 16)?, Contender::bare(place, true, 16)?];
         let count = self.effort.datagrams / 8;
@@ -324,18 +324,19 @@ impl Bench {
     /// generator of its own, for the flows that went to the thread there, so every thread finds the batches that the one finds: what the
     /// two threads share is all that is new. Two bare forwarders, which share nothing, tell what the second core is worth on this machine.
     fn threads(&mut self) -> anyhow::Result<()> {
-        const FLOWS: usize = 64;
+        // Few enough to be made soon, and so many that no thread goes without.
+        let flows = if self.arguments.quick { 16 } else { 64 };
         let (core, other) = (self.core, (self.core + self.cores - 1) % self.cores);
         stay_on(&[core])?;
         let mut generators = [Generator::default(), Generator::default()];
         for (pattern, what) in [(Pattern::Bulk, "bulk"), (Pattern::Single, "single datagrams")] {
-            let one = Contender::ours(Place::Yielding(core), 1, FLOWS)?;
-            let mut two = Contender::ours(Place::YieldingAnywhere, 2, FLOWS)?;
+            let one = Contender::ours(Place::Yielding(core), 1, flows)?;
+            let mut two = Contender::ours(Place::YieldingAnywhere, 2, flows)?;
             two.subject.keep_thread_on("relay-0", core)?;
             two.subject.keep_thread_on("relay-1", other)?;
             let first = self.flows_of(&mut two, "relay-0")?;
-            let bare = Contender::bare(Place::Yielding(core), true, FLOWS)?;
-            let halves = [core, other].map(|core| Contender::bare(Place::Yielding(core), true, FLOWS / 2));
+            let bare = Contender::bare(Place::Yielding(core), true, flows)?;
+            let halves = [core, other].map(|core| Contender::bare(Place::Yielding(core), true, flows / 2));
             let [here, there] = halves;
             let (here, there) = (here?, there?);
             let (first, second) = two.lanes.split_at(first);
@@ -356,7 +357,7 @@ impl Bench {
                 Ok([two.subject.thread("relay-0")?, two.subject.thread("relay-1")?])
             };
             let before = spent()?;
-            let load = format!("{what}, {FLOWS} flows, 1200 bytes, a generator on each core");
+            let load = format!("{what}, {flows} flows, 1200 bytes, a generator on each core");
             let many = if pattern == Pattern::Bulk { 8 } else { 1 };
             let row = measure::rounds(load, 1200, &programs, self.effort, |place, count| {
                 let sets = sets[place];
@@ -371,7 +372,7 @@ impl Bench {
             let capacity = 1.0 / (dearer(TWO, ONE) * busier);
             if !self.arguments.json {
                 println!(
-                    "  {} of {FLOWS} flows went to the first thread; the busier one had {:.0} % of the work; two bare forwarders have {:.2} times the capacity of one",
+                    "  {} of {flows} flows went to the first thread; the busier one had {:.0} % of the work; two bare forwarders have {:.2} times the capacity of one",
                     first.len(),
                     busier * 100.0,
                     2.0 / dearer(BARE_TWICE, BARE)
