@@ -150,6 +150,7 @@ fn address(name: &Name) -> Option<SocketAddr> {
 
 impl Control {
     /// Adds what the kernel tells beside the payload.
+    #[allow(clippy::unnecessary_cast, reason = "the lengths have other types with musl")]
     fn decode<'a>(&self, header: &libc::msghdr, mut arrival: Arrival<'a>) -> Arrival<'a> {
         let mut rest = header.msg_controllen as usize;
         if rest > size_of::<Self>() {

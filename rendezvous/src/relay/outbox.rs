@@ -77,6 +77,10 @@ impl<'a, 's, S: AsFd> Outbox<'a, 's, S> {
 
     /// Forwards a run of frames of this segment size, in as few sends as the kernel allows.
     pub(crate) fn forward(&mut self, bytes: &'s [u8], segment: usize, ecn: u8, to: Flow) {
+        if bytes.len() <= segment {
+            self.push(Waiting { payload: Payload::Frames(bytes), to, segment: None, ecn });
+            return;
+        }
         let most = match segment {
             1..=MAX_SEGMENT => self.outlets.segments(self.now).min(MAX_SEND / segment),
             _ => 1,
