@@ -3,10 +3,14 @@
 CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
 TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl \
-	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables
+	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils
+# What only the benchmarks need.
+BENCH_TOOLS := turnserver:coturn chrt:util-linux
+# What only the test with a browser needs: 250 MB once unpacked.
+BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench tools clean
+.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench soak browser benchtools browsertools tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,23 +60,44 @@ garbage: tools ## A minute of random and mutated datagrams to every port, in a r
 	$(CARGO) build --release --workspace --bins
 	LAB_GARBAGE_SECONDS=60 $(CARGO) test --release -p end-to-end --test lab -- garbage
 
-bench: tools ## The benchmarks.
+bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN against their floors and coturn.
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/goodput
+	$(RELEASE)/relay_bench
 
-# Installs what is missing: as root with apt-get, else it says what to install.
+soak: tools ## The relay at full load for SOAK seconds (600), channels coming and going.
+	$(CARGO) build --release -p rendezvous -p end-to-end --bins
+	$(RELEASE)/soak --seconds $(or $(SOAK),600)
+
+browser: browsertools ## A browser behind a router learns its address from the server (installs headless Chromium).
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -p end-to-end --test lab -- --ignored browser
+
+# Installs what is missing: as root with apt-get, else it says what to install. No service that comes with a package is started.
 tools:
-	@missing=; export PATH="$$PATH:/usr/sbin:/sbin"; \
-	for pair in $(TOOLS); do \
-	  command -v "$${pair%%:*}" >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; \
-	done; \
-	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	  echo "installing:$$missing"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
-	else \
-	  echo "these packages are missing:$$missing; install them, for instance: sudo apt-get install$$missing" >&2; exit 1; \
-	fi
+	@$(call install,$(TOOLS))
+
+benchtools:
+	@$(call install,$(TOOLS) $(BENCH_TOOLS))
+
+browsertools:
+	@$(call install,$(TOOLS) $(BROWSER_TOOLS))
+
+define install
+missing=; export PATH="$$PATH:/usr/sbin:/sbin"; \
+for pair in $(1); do \
+  command -v "$${pair%%:*}" >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; \
+done; \
+[ -z "$$missing" ] && exit 0; \
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+  echo "installing:$$missing"; \
+  policy=/usr/sbin/policy-rc.d; \
+  [ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod +x $$policy && trap "rm $$policy" EXIT; }; \
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+else \
+  echo "these packages are missing:$$missing; install them, for instance: sudo apt-get install$$missing" >&2; exit 1; \
+fi
+endef
 
 clean: ## Remove what was built.
 	$(CARGO) clean

@@ -173,12 +173,21 @@ impl Serve {
                 _ = interrupt.recv() => false,
                 () = server.failed() => true,
             };
+            let relay = server.relay_count();
             server.shutdown().await;
             if failed {
                 bail!("signalling has stopped by itself; the log tells why (--verbose tells more)");
             }
             if self.json {
-                print(&json!({ "event": "stopped" }).to_string())?;
+                let relay = json!({
+                    "forwarded": relay.forwarded,
+                    "forwarded_bytes": relay.forwarded_bytes,
+                    "refused": relay.refused,
+                    "dropped": relay.dropped,
+                    "answered": relay.answered,
+                    "overflowed": relay.overflowed,
+                });
+                print(&json!({ "event": "stopped", "relay": relay }).to_string())?;
             }
             Ok(())
         })

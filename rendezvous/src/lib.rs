@@ -35,6 +35,7 @@ pub mod introductions;
 pub mod keyfile;
 pub mod limits;
 mod meeting;
+mod overflow;
 mod owner;
 mod ports;
 pub mod relay;

@@ -17,6 +17,7 @@ use tracing::{debug, error};
 
 use crate::broker::{self, Action, Broker, Departure, StreamBinding};
 use crate::directory::RegisterError;
+use crate::relay::bell::Entrance;
 use crate::relay::shard::Command;
 use crate::relay::table::Bound;
 
@@ -140,11 +141,11 @@ pub(crate) struct Owner {
     /// one of a registration at a time.
     retired: HashMap<RegistrationId, (u64, Mailbox)>,
     next_connection: u64,
-    shards: Vec<UnboundedSender<Command>>,
+    shards: Vec<Entrance>,
 }
 
 impl Owner {
-    pub(crate) fn new(broker: Broker, shards: Vec<UnboundedSender<Command>>) -> Self {
+    pub(crate) fn new(broker: Broker, shards: Vec<Entrance>) -> Self {
         let (mailboxes, retired) = (HashMap::new(), HashMap::new());
         Self { broker, mailboxes, retired, next_connection: 0, shards }
     }
@@ -269,7 +270,7 @@ impl Owner {
             match action {
                 Action::Relay(change) => {
                     for shard in &self.shards {
-                        let _ = shard.send(Command::Change(change.clone()));
+                        shard.tell(Command::Change(change.clone()));
                     }
                 }
                 Action::Notify(to, notice) => self.notify(to, &notice),

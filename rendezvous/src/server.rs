@@ -24,9 +24,11 @@ use tracing::warn;
 use crate::broker::Broker;
 use crate::hosts;
 use crate::limits::{Limits, SourceBuckets};
+use crate::overflow::Overflow;
 use crate::owner::Owner;
 use crate::ports::{self, BindError, Listen};
-use crate::relay::shard::{Command, Counters, INLET, Links, Shard, StreamFrames};
+use crate::relay::bell::Entrance;
+use crate::relay::shard::{Command, Counters, Links, Office, Shard};
 use crate::relay::table::{Bound, Table};
 use crate::signalling::{self, Doors, EndpointError, Shared};
 use crate::stream::{self, StreamError, Streams};
@@ -162,11 +164,15 @@ impl Builder {
 
         let (reports, bounds) = unbounded_channel();
         let relay = Relay::start(relay, pairs, threads, &self.limits, reports)?;
+        let overflow = relay.overflow.clone();
         let broker = Broker::new(self.limits.clone(), reflection_ports, random());
         let (events, inbox) = mpsc::channel(EVENTS);
         let mut tasks = JoinSet::new();
         tasks.spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
 
+        tasks.spawn(async move {
+            overflow.watch().await;
+        });
         let door = || SourceBuckets::new(self.limits.connecting, keys());
         let doors = Mutex::new(Doors { proven: door(), unproven: door() });
         let unregistered = AtomicUsize::new(0);
@@ -180,8 +186,8 @@ impl Builder {
         let closing = watch::Sender::new(false);
         let tls_port = tls.as_ref().map(|listening| listening.number);
         if let Some(listening) = tls {
-            let (shards, inlets) = (relay.shards.clone(), relay.inlets.clone());
-            let streams = Streams::new(&key, &address.host, shared, shards, inlets, closing.subscribe())?;
+            let shards = relay.shards.clone();
+            let streams = Streams::new(&key, &address.host, shared, shards, closing.subscribe())?;
             let streams = Arc::new(streams);
             for listener in listening.sockets {
                 let listener = TcpListener::from_std(listener).map_err(StreamError::from)?;
@@ -264,6 +270,8 @@ pub struct RelayCount {
     pub dropped: u64,
     /// STUN answers.
     pub answered: u64,
+    /// Datagrams that the kernel dropped before the relay saw them: a socket's buffer was full.
+    pub overflowed: u64,
 }
 
 /// A running rendezvous server. Dropped without [`shutdown`](Server::shutdown), it stops without a word to its peers.
@@ -275,7 +283,7 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     /// Tells streams that the server goes away. Each of them listens, so none is left when nobody does.
     closing: watch::Sender<bool>,
-    /// The owner of the broker, and who accepts at each endpoint. None of them ends by itself.
+    /// The owner of the broker, who accepts at each endpoint, and who watches for drops. None of them ends by itself.
     tasks: JoinSet<()>,
     relay: Relay,
 }
@@ -312,6 +320,7 @@ impl Server {
             refused: sum(|shard| &shard.refused),
             dropped: sum(|shard| &shard.dropped),
             answered: sum(|shard| &shard.answered),
+            overflowed: self.relay.overflow.count(),
         }
     }
 
@@ -347,19 +356,23 @@ impl Drop for Server {
         for endpoint in &self.endpoints {
             endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
         }
-        self.relay.stop();
     }
 }
 
-/// The relay threads.
+/// The relay threads; they stop when this is dropped.
 #[derive(Debug, Default)]
 struct Relay {
-    shards: Vec<UnboundedSender<Command>>,
-    /// Where the frames of streams go, by thread.
-    inlets: Vec<mpsc::Sender<StreamFrames>>,
+    shards: Vec<Entrance>,
     threads: Vec<JoinHandle<()>>,
     /// One per thread, so that threads do not contend for a cache line.
     counters: Vec<Arc<Counters>>,
+    overflow: Arc<Overflow>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl Relay {
@@ -371,39 +384,34 @@ impl Relay {
         reports: UnboundedSender<Bound>,
     ) -> io::Result<Self> {
         let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+        let overflow = Arc::new(Overflow::of(&ports)?);
         for sockets in ports.into_iter().flat_map(|port| port.sockets) {
             for (column, socket) in columns.iter_mut().zip(sockets) {
                 column.push(socket);
             }
         }
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| unbounded_channel()).unzip();
-        let (inlets, outlets): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(INLET)).unzip();
-        let mut relay = Self { shards: senders, inlets, ..Self::default() };
-        let columns = columns.into_iter().zip(receivers.into_iter().zip(outlets));
-        for (number, (sockets, (commands, inlet))) in columns.enumerate() {
-            let mut shards = relay.shards.clone();
-            shards.swap_remove(number);
+        let made = columns.into_iter().map(|sockets| Shard::new(sockets, pairs.clone()));
+        let (entrances, shards): (Vec<_>, Vec<_>) = made.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+        let mut relay = Self { shards: entrances, threads: Vec::new(), counters: Vec::new(), overflow };
+        for (number, shard) in shards.into_iter().enumerate() {
+            let mut others = relay.shards.clone();
+            others.swap_remove(number);
             let counters = Arc::new(Counters::default());
             relay.counters.push(counters.clone());
-            let thread = Shard::spawn(
-                number,
-                sockets,
-                pairs.clone(),
-                Table::new(limits.lease, limits.binding),
-                SourceBuckets::new(limits.reflecting, keys()),
-                commands,
-                inlet,
-                Links { shards, reports: reports.clone() },
+            let office = Office {
+                table: Table::new(limits.lease, limits.binding),
+                strangers: SourceBuckets::new(limits.reflecting, keys()),
+                links: Links { shards: others, reports: reports.clone() },
                 counters,
-            )?;
-            relay.threads.push(thread);
+            };
+            relay.threads.push(shard.spawn(number, office)?);
         }
         Ok(relay)
     }
 
     fn stop(&self) {
         for shard in &self.shards {
-            let _ = shard.send(Command::Stop);
+            shard.tell(Command::Stop);
         }
     }
 

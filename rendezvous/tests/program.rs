@@ -52,7 +52,8 @@ fn end(mut serving: Serving, signal: &str) {
     assert_eq!(serving.child.wait().unwrap().code(), Some(0));
     let mut rest = String::new();
     serving.out.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest.trim(), r#"{"event":"stopped"}"#);
+    let stopped: serde_json::Value = serde_json::from_str(&rest).unwrap();
+    assert_eq!((&stopped["event"], &stopped["relay"]["overflowed"]), (&"stopped".into(), &0.into()));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod benchmarks;
+mod browser;
 mod commands;
 mod dialling;
 mod doctor;
@@ -21,6 +23,7 @@ mod poisoned;
 mod portmap;
 mod reverse_proxy;
 mod roaming;
+mod stun_clients;
 mod tcp;
 mod transfer;
 
@@ -54,6 +57,9 @@ fn main() -> std::process::ExitCode {
     trials.extend(portmap::trials());
     trials.extend(networks::trials());
     trials.extend(household::trials());
+    trials.extend(stun_clients::trials());
+    trials.extend(benchmarks::trials());
+    trials.extend(browser::trials());
     trials.extend(transfer::trials());
     trials.extend(tcp::trials());
     trials.extend(reverse_proxy::trials());

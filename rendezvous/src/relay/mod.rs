@@ -6,10 +6,16 @@
 //! | [`reflect`] | answers to STUN requests, bind requests among them. Pure |
 //! | [`origin`] | from which of the server's addresses and ports an answer leaves. Pure |
 //! | [`runs`] | cuts a buffer that the kernel coalesced into runs that can be forwarded as one. Pure |
+//! | `bell` | the way into a relay thread for the rest of the server |
+//! | `socket` | one of its sockets |
+//! | `outbox` | what leaves of a batch, in one call a socket |
 //! | `shard` | a thread with sockets of its own that does all this |
 
+pub(crate) mod bell;
 pub mod origin;
+mod outbox;
 pub mod reflect;
 pub mod runs;
 pub(crate) mod shard;
+mod socket;
 pub mod table;

@@ -228,7 +228,7 @@ fn bare_answer(transaction: TransactionId, mapped: SocketAddr) -> Answer {
     xor(&mut bytes[26..28]);
     xor(&mut bytes[28..fingerprint]);
 
-    let crc = crc32(&bytes[..fingerprint]) ^ FINGERPRINT_XOR;
+    let crc = crc32fast::hash(&bytes[..fingerprint]) ^ FINGERPRINT_XOR;
     bytes[fingerprint..][..4].copy_from_slice(&FINGERPRINT);
     bytes[fingerprint + 4..length].copy_from_slice(&crc.to_be_bytes());
     Answer::Bare(bytes, length)
@@ -238,31 +238,13 @@ fn bare_answer(transaction: TransactionId, mapped: SocketAddr) -> Answer {
 fn fingerprint_holds(datagram: &[u8]) -> bool {
     let Some((covered, attribute)) = datagram.split_last_chunk::<FINGERPRINT_LEN>() else { return true };
     let (kind, value) = attribute.split_at(FINGERPRINT.len());
-    kind != FINGERPRINT || value == (crc32(covered) ^ FINGERPRINT_XOR).to_be_bytes()
+    kind != FINGERPRINT || value == (crc32fast::hash(covered) ^ FINGERPRINT_XOR).to_be_bytes()
 }
-
-/// CRC-32 of ITU V.42, as FINGERPRINT wants it.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8);
-    !bytes.iter().fold(!0, step)
-}
-
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut index = 0;
-    while index < 256 {
-        let mut crc = index as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
-            bit += 1;
-        }
-        table[index] = crc;
-        index += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 #[path = "reflect_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "differential_tests.rs"]
+mod differential_tests;

@@ -1,48 +1,41 @@
 //! One relay thread: sockets of its own (`SO_REUSEPORT`), a table of its own, nothing shared but the outlets of streams.
 
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
-use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
-use tokio::io::Interest;
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tracing::trace;
+use mio::{Events, Poll, Token};
+use rendezvous_batch::Receiver;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{error, trace};
 
+use super::bell::{Entrance, Inside, entrance};
 use super::origin::Origins;
+use super::outbox::{Outbox, Outlets};
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
+use super::socket::Socket;
 use super::table::{Bound, Change, Flow, StreamId, Table, Via};
 use crate::limits::SourceBuckets;
 use crate::stream::outlet::Outlet;
 
-/// Bytes of a receive buffer: the most that the kernel coalesces into one.
-const BUFFER: usize = 64 * 1024;
-
 /// Batches taken from one socket before the others get their turn.
 const BATCHES: usize = 4;
+
+/// Records taken from streams before the sockets get their turn.
+const RECORDS: usize = 64;
 
 /// Longest frame that is forwarded: a frame fills an Ethernet packet at most.
 const MAX_FRAME: usize = 1_500;
 
-/// Longest segment of a coalesced send. Kernels answer EINVAL where a segment does not fit the interface, and
-/// `UdpSocketState` takes EINVAL for missing support. Peers send at most this (1,448 + 4).
-const MAX_SEGMENT: usize = 1_452;
-
-/// Most bytes of one coalesced send: an IPv4 packet less its headers.
-const MAX_SEND: usize = 65_507;
-
-/// `UDP_MAX_SEGMENTS` of the kernel.
-const MAX_SEGMENTS: usize = 64;
-
-/// How long a socket that seems to have lost its segmentation offload goes without before it tries again.
-const GSO_RETRY: Duration = Duration::from_secs(60);
+/// The bell's token; the others are the sockets' places.
+const BELL: Token = Token(usize::MAX);
 
 /// What a shard is told.
 #[derive(Debug, Clone)]
@@ -65,14 +58,11 @@ pub(crate) struct StreamFrames {
     pub(crate) segment: usize,
 }
 
-/// Records of frames that may wait for a shard; streams wait beyond that, and TCP tells their peers.
-pub(crate) const INLET: usize = 64;
-
 /// Where a shard tells what it has learnt.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     /// Every other shard.
-    pub(crate) shards: Vec<UnboundedSender<Command>>,
+    pub(crate) shards: Vec<Entrance>,
     /// The owner of the leases.
     pub(crate) reports: UnboundedSender<Bound>,
 }
@@ -89,95 +79,33 @@ pub(crate) struct Counters {
 
 /// A relay thread, not yet started.
 pub(crate) struct Shard {
+    poll: Poll,
+    inside: Inside,
     sockets: Vec<Socket>,
-    table: Table,
-    strangers: SourceBuckets,
     origins: Origins,
-    commands: UnboundedReceiver<Command>,
-    inlet: mpsc::Receiver<StreamFrames>,
+    receiver: Receiver,
+    outlets: Outlets,
+}
+
+/// What a relay thread decides by, and what it tells.
+pub(crate) struct Office {
+    /// Its own.
+    pub(crate) table: Table,
+    /// What strangers may have.
+    pub(crate) strangers: SourceBuckets,
+    /// Where it tells.
+    pub(crate) links: Links,
+    /// What it counts.
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// A relay thread at work.
+struct Worker {
+    shard: Shard,
+    office: Office,
     streams: HashMap<StreamId, Arc<Outlet>>,
-    links: Links,
-    counters: Arc<Counters>,
-    buffers: Vec<u8>,
-}
-
-/// What a shard wakes up for.
-enum Ready {
-    Socket(usize),
-    Stream(StreamFrames),
-}
-
-struct Socket {
-    io: tokio::net::UdpSocket,
-    /// Receives, and sends what is forwarded.
-    frames: UdpSocketState,
-    /// Sends answers. Strangers choose where those go, so a send that the kernel refuses must not cost `frames` its
-    /// segmentation offload.
-    answers: UdpSocketState,
-    offload_lost: Option<Instant>,
-}
-
-impl Socket {
-    fn new(socket: UdpSocket) -> io::Result<Self> {
-        let frames = UdpSocketState::new((&socket).into())?;
-        let answers = UdpSocketState::new((&socket).into())?;
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, frames, answers, offload_lost: None })
-    }
-
-    fn receive(&self, buffers: &mut [u8], metas: &mut [RecvMeta; BATCH_SIZE]) -> io::Result<usize> {
-        let mut parts = buffers.chunks_exact_mut(BUFFER);
-        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-            std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-        self.io.try_io(Interest::READABLE, || self.frames.recv((&self.io).into(), &mut slices, metas))
-    }
-
-    /// Sends an answer. One that does not leave is as good as lost on the way.
-    fn answer(&self, bytes: &[u8], to: Flow) {
-        let transmit = transmit(bytes, None, None, to);
-        if let Err(error) = self.answers.try_send((&self.io).into(), &transmit) {
-            trace!(%error, "an answer did not leave");
-        }
-    }
-
-    /// Forwards a run of frames, in as few sends as the kernel allows.
-    fn forward(&mut self, bytes: &[u8], segment: usize, ecn: Option<EcnCodepoint>, to: Flow, now: Instant) {
-        let most = match segment {
-            ..=MAX_SEGMENT => self.segments(now).min(MAX_SEND / segment),
-            _ => 1,
-        };
-        for part in bytes.chunks(segment * most.max(1)) {
-            let transmit = transmit(part, Some(segment), ecn, to);
-            if let Err(error) = self.frames.try_send((&self.io).into(), &transmit) {
-                trace!(%error, "frames did not leave");
-            }
-        }
-    }
-
-    /// How many segments one send may have. A refused send makes the state give up offload for good; since an
-    /// address that has left the interface is reason enough for a refusal, it gets another chance.
-    fn segments(&mut self, now: Instant) -> usize {
-        let segments = self.frames.max_gso_segments().min(MAX_SEGMENTS);
-        if segments > 1 {
-            return segments;
-        }
-        let lost = *self.offload_lost.get_or_insert(now);
-        if now.saturating_duration_since(lost) >= GSO_RETRY {
-            self.offload_lost = None;
-            if let Ok(fresh) = UdpSocketState::new((&self.io).into()) {
-                self.frames = fresh;
-            }
-        }
-        segments
-    }
-}
-
-fn transmit(
-    contents: &[u8],
-    segment_size: Option<usize>,
-    ecn: Option<EcnCodepoint>,
-    to: Flow,
-) -> Transmit<'_> {
-    Transmit { destination: to.remote, ecn, contents, segment_size, src_ip: to.local }
+    /// Frames of streams may wait.
+    frames_wait: bool,
 }
 
 /// Whether anything may be sent to where this packet says it came from.
@@ -196,80 +124,71 @@ fn answer_from(destination: Option<IpAddr>) -> Option<IpAddr> {
 }
 
 impl Shard {
-    /// Starts the thread. `sockets` have the same order on every shard; `pairs` are addresses that stand in for each other.
-    #[expect(clippy::too_many_arguments, reason = "one call, at the server's start")]
-    pub(crate) fn spawn(
-        number: usize,
-        sockets: Vec<UdpSocket>,
-        pairs: Vec<[IpAddr; 2]>,
-        table: Table,
-        strangers: SourceBuckets,
-        commands: UnboundedReceiver<Command>,
-        inlet: mpsc::Receiver<StreamFrames>,
-        links: Links,
-        counters: Arc<Counters>,
-    ) -> io::Result<JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let guard = runtime.enter();
+    /// A thread to be, and the way into it. `sockets` have the same order on every shard; `pairs` are addresses that stand in for each
+    /// other.
+    pub(crate) fn new(sockets: Vec<UdpSocket>, pairs: Vec<[IpAddr; 2]>) -> io::Result<(Entrance, Self)> {
+        let poll = Poll::new()?;
+        let (entrance, inside) = entrance(poll.registry(), BELL)?;
         let bound = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
-        let sockets = sockets.into_iter().map(Socket::new).collect::<io::Result<_>>()?;
-        drop(guard);
-        let buffers = vec![0; BUFFER * BATCH_SIZE];
+        let place = |(place, socket)| Socket::new(socket, poll.registry(), Token(place));
+        let sockets = sockets.into_iter().enumerate().map(place).collect::<io::Result<_>>()?;
         let origins = Origins::new(bound, pairs);
-        let streams = HashMap::new();
-        let shard =
-            Self { sockets, table, strangers, origins, commands, inlet, streams, links, counters, buffers };
-        let name = format!("relay-{number}");
-        std::thread::Builder::new().name(name).spawn(move || runtime.block_on(shard.run()))
+        let (receiver, outlets) = (Receiver::default(), Outlets::default());
+        Ok((entrance, Self { poll, inside, sockets, origins, receiver, outlets }))
     }
 
-    async fn run(mut self) {
-        let mut turn = 0;
+    /// Starts the thread.
+    pub(crate) fn spawn(self, number: usize, office: Office) -> io::Result<JoinHandle<()>> {
+        let worker = Worker { shard: self, office, streams: HashMap::new(), frames_wait: false };
+        std::thread::Builder::new().name(format!("relay-{number}")).spawn(move || worker.run())
+    }
+}
+
+impl Worker {
+    /// Waits in one system call for datagrams and for the bell: a thread that does nothing else needs no runtime.
+    fn run(mut self) {
+        let mut events = Events::with_capacity(16);
         loop {
-            let Self { sockets, commands, inlet, .. } = &mut self;
-            let ready = tokio::select! {
-                biased;
-                command = commands.recv() => {
-                    if !command.is_some_and(|command| self.obey(command)) {
-                        return;
-                    }
-                    continue;
+            let more = self.frames_wait || self.shard.sockets.iter().any(|socket| socket.ready);
+            match self.shard.poll.poll(&mut events, more.then_some(Duration::ZERO)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    error!(%error, "a relay thread cannot wait for datagrams, and ends");
+                    return;
                 }
-                ready = std::future::poll_fn(|cx| poll_ready(sockets, inlet, turn, cx)) => ready,
-            };
-            let goes_on = match ready {
-                Ready::Socket(index) => {
-                    turn = index + 1;
-                    self.serve(index)
+                _ => {}
+            }
+            for event in &events {
+                if let Some(socket) = self.shard.sockets.get_mut(event.token().0) {
+                    socket.ready = true;
                 }
-                Ready::Stream(frames) => {
-                    turn = 0;
-                    self.serve_stream(&frames)
-                }
-            };
-            if !goes_on {
+            }
+            if !self.obey() {
                 return;
+            }
+            for index in 0..self.shard.sockets.len() {
+                if self.shard.sockets[index].ready && !self.serve(index) {
+                    return;
+                }
+            }
+            if self.frames_wait {
+                self.serve_streams();
             }
         }
     }
 
-    /// Does what it is told; `false` when told to stop.
-    fn obey(&mut self, command: Command) -> bool {
-        match command {
-            Command::Change(change) => self.table.apply(change),
-            Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
-            Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
-            Command::Stop => return false,
-        }
-        true
-    }
-
     /// Does what it was told meanwhile; `false` once told to stop. A peer may use a channel as soon as its notice has come, and the
     /// notice left after these.
-    fn obey_all(&mut self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            if !self.obey(command) {
-                return false;
+    fn obey(&mut self) -> bool {
+        if !self.shard.inside.has_rung() {
+            return true;
+        }
+        self.frames_wait = true;
+        while let Some(command) = self.shard.inside.command() {
+            match command {
+                Command::Change(change) => self.office.table.apply(change),
+                Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
+                Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
+                Command::Stop => return false,
             }
         }
         true
@@ -277,126 +196,138 @@ impl Shard {
 
     /// Handles what waits at one socket; `false` once told to stop.
     fn serve(&mut self, index: usize) -> bool {
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
         for _ in 0..BATCHES {
-            let received = match self.sockets[index].receive(&mut self.buffers, &mut metas) {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) => {
-                    // ICMP errors of earlier sends surface here.
-                    trace!(%error, "receiving");
-                    continue;
+            let Shard { sockets, receiver, .. } = &mut self.shard;
+            match sockets[index].receive(receiver) {
+                Ok(()) => {
+                    if !self.obey() {
+                        return false;
+                    }
+                    self.handle(index, Instant::now());
                 }
-            };
-            if !self.obey_all() {
-                return false;
+                // ICMP errors of earlier sends surface here.
+                Err(error) => trace!(%error, "receiving"),
             }
-            let now = Instant::now();
-            for (place, meta) in metas[..received].iter().enumerate() {
-                self.handle(index, place, meta, now);
+            if !self.shard.sockets[index].ready {
+                break;
             }
         }
         true
     }
 
-    /// Handles frames from a stream; `false` once told to stop.
-    fn serve_stream(&mut self, frames: &StreamFrames) -> bool {
-        if !self.obey_all() {
-            return false;
-        }
+    /// Handles frames from streams.
+    fn serve_streams(&mut self) {
+        let Self { shard, office, streams, frames_wait } = self;
+        let records: ArrayVec<_, RECORDS> =
+            std::iter::from_fn(|| shard.inside.frames()).take(RECORDS).collect();
+        *frames_wait = records.is_full();
         let now = Instant::now();
-        let Self { sockets, table, streams, counters, .. } = self;
-        for run in runs(&frames.bytes, frames.segment) {
-            if let Run::Frames { channel, bytes, segment } = run {
-                let to = table.route(channel, frames.from, now);
-                forward(sockets, streams, counters, to, (bytes, segment, None), now);
+        let mut tally = Tally::default();
+        let mut outbox = Outbox::new(&mut shard.outlets, &shard.sockets, now);
+        for frames in &records {
+            for run in runs(&frames.bytes, frames.segment) {
+                if let Run::Frames { channel, bytes, segment } = run {
+                    let to = office.table.route(channel, frames.from, now);
+                    forward(&mut outbox, streams, &mut tally, to, (bytes, segment, 0));
+                }
             }
         }
-        true
+        tally.add_to(&office.counters);
+        outbox.flush();
     }
 
-    fn handle(&mut self, index: usize, place: usize, meta: &RecvMeta, now: Instant) {
-        if !answerable(meta.addr) {
-            return;
-        }
-        let flow = Flow { remote: meta.addr, local: answer_from(meta.dst_ip), socket: index };
-        let Self { sockets, table, strangers, origins, streams, links, counters, buffers, .. } = self;
-        let buffer = &buffers[place * BUFFER..][..meta.len.min(BUFFER)];
-        for run in runs(buffer, meta.stride) {
-            match run {
-                Run::Stun(datagram) => {
-                    let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
-                    if let Some(bound) = reaction.bound {
-                        for shard in &links.shards {
-                            let _ = shard.send(Command::Change(Change::Bound(bound)));
+    /// Handles a batch: all that it leads to leaves together at its end.
+    fn handle(&mut self, index: usize, now: Instant) {
+        let Self { shard, office, streams, .. } = self;
+        let Shard { sockets, origins, receiver, outlets, .. } = shard;
+        let Office { table, strangers, links, counters } = office;
+        let anywhere = sockets[index].anywhere;
+        let mut outbox = Outbox::new(outlets, sockets, now);
+        let mut tally = Tally::default();
+        for arrival in receiver.arrivals() {
+            if !answerable(arrival.from) {
+                continue;
+            }
+            let local = answer_from(arrival.to).filter(|_| anywhere);
+            let flow = Flow { remote: arrival.from, local, socket: index };
+            for run in runs(arrival.bytes, arrival.segment) {
+                match run {
+                    Run::Stun(datagram) => {
+                        let reaction = handle_stun(table, strangers, origins, datagram, flow, now);
+                        if let Some(bound) = reaction.bound {
+                            for shard in &links.shards {
+                                shard.tell(Command::Change(Change::Bound(bound)));
+                            }
+                            let _ = links.reports.send(bound);
                         }
-                        let _ = links.reports.send(bound);
+                        if let Some(answer) = reaction.answer {
+                            outbox.answer(answer, reaction.over.unwrap_or(flow));
+                            tally.answered += 1;
+                        }
                     }
-                    if let Some(answer) = reaction.answer {
-                        let over = reaction.over.unwrap_or(flow);
-                        sockets[over.socket].answer(answer.as_ref(), over);
-                        counters.answered.fetch_add(1, Ordering::Relaxed);
+                    Run::Frames { channel, bytes, segment } => {
+                        let to = table.route(channel, arrival.from, now);
+                        // Congestion marked on one leg is for the session to hear of.
+                        forward(&mut outbox, streams, &mut tally, to, (bytes, segment, arrival.ecn));
                     }
+                    Run::Other => {}
                 }
-                Run::Frames { channel, bytes, segment } => {
-                    let to = table.route(channel, meta.addr, now);
-                    // Congestion marked on one leg is for the session to hear of.
-                    forward(sockets, streams, counters, to, (bytes, segment, meta.ecn), now);
-                }
-                Run::Other => {}
+            }
+        }
+        // Whoever has been answered finds himself counted.
+        tally.add_to(counters);
+        outbox.flush();
+    }
+}
+
+/// What a batch has come to.
+#[derive(Debug, Default)]
+struct Tally {
+    forwarded: u64,
+    forwarded_bytes: u64,
+    refused: u64,
+    dropped: u64,
+    answered: u64,
+}
+
+impl Tally {
+    fn add_to(self, counters: &Counters) {
+        for (counter, count) in [
+            (&counters.forwarded, self.forwarded),
+            (&counters.forwarded_bytes, self.forwarded_bytes),
+            (&counters.refused, self.refused),
+            (&counters.dropped, self.dropped),
+            (&counters.answered, self.answered),
+        ] {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
             }
         }
     }
 }
 
 /// Sends a run of frames, of this segment size and with this mark, where the table says.
-fn forward(
-    sockets: &mut [Socket],
+fn forward<'s>(
+    outbox: &mut Outbox<'_, 's, Socket>,
     streams: &HashMap<StreamId, Arc<Outlet>>,
-    counters: &Counters,
+    tally: &mut Tally,
     to: Option<Via>,
-    (bytes, segment, ecn): (&[u8], usize, Option<EcnCodepoint>),
-    now: Instant,
+    (bytes, segment, ecn): (&'s [u8], usize, u8),
 ) {
     match to.filter(|_| segment.min(bytes.len()) <= MAX_FRAME) {
-        Some(Via::Udp(to)) => sockets[to.socket].forward(bytes, segment, ecn, to, now),
+        Some(Via::Udp(to)) => outbox.forward(bytes, segment, ecn, to),
         Some(Via::Stream(to)) => {
             // A stream that has ended takes nothing, and neither does one that does not keep up.
             if !streams.get(&to).is_some_and(|outlet| outlet.push(bytes, segment)) {
-                counters.dropped.fetch_add(1, Ordering::Relaxed);
+                tally.dropped += 1;
                 return;
             }
         }
         None => {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
+            tally.refused += 1;
             return;
         }
     }
-    counters.forwarded.fetch_add(bytes.len().div_ceil(segment) as u64, Ordering::Relaxed);
-    counters.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-}
-
-/// What there is to do. Place `turn` is asked first; the places are those of the sockets and, behind them, that of the streams.
-fn poll_ready(
-    sockets: &[Socket],
-    inlet: &mut mpsc::Receiver<StreamFrames>,
-    turn: usize,
-    cx: &mut Context<'_>,
-) -> Poll<Ready> {
-    let places = sockets.len() + 1;
-    for place in (turn..turn + places).map(|place| place % places) {
-        match sockets.get(place) {
-            Some(socket) if socket.io.poll_recv_ready(cx).is_ready() => {
-                return Poll::Ready(Ready::Socket(place));
-            }
-            Some(_) => {}
-            // Without a sender there will be no frames.
-            None => {
-                if let Poll::Ready(Some(frames)) = inlet.poll_recv(cx) {
-                    return Poll::Ready(Ready::Stream(frames));
-                }
-            }
-        }
-    }
-    Poll::Pending
+    tally.forwarded += bytes.len().div_ceil(segment) as u64;
+    tally.forwarded_bytes += bytes.len() as u64;
 }

@@ -22,6 +22,7 @@ use crate::broker::{Departure, StreamBinding};
 use crate::directory::RegisterError;
 use crate::limits::Bucket;
 use crate::owner::{Event, Line, Outbox, Seat, mailbox};
+use crate::relay::bell::Entrance;
 use crate::relay::shard::{Command, StreamFrames};
 use crate::relay::table::StreamId;
 use crate::signalling::{IDLE_TIMEOUT, MESSAGES, REGISTER_TIMEOUT, Unregistered};
@@ -116,7 +117,7 @@ async fn converse(
     let shared = &streams.shared;
     let unregistered = Unregistered::count(&shared.unregistered);
     let mut records = Records { reader, decoder: Decoder::default(), read: READ.0 };
-    let (number, inlet) = streams.next();
+    let (number, shard) = streams.next();
     let stream = StreamId(number);
     let first = match timeout(REGISTER_TIMEOUT, registration(&mut records)).await {
         Ok(Ok(first)) => first,
@@ -146,7 +147,7 @@ async fn converse(
     admitted.registered();
 
     let (confirm, confirmed) = mpsc::channel(1);
-    let reading = Reading { records, seat, stream, sequence, inlet, streams, confirm };
+    let reading = Reading { records, seat, stream, sequence, shard, streams, confirm };
     let error = tokio::select! {
         error = reading.run() => error,
         error = write(writer, outbox, confirmed, &outlet) => error,
@@ -162,7 +163,7 @@ struct Announced<'a>(&'a Streams, StreamId);
 impl<'a> Announced<'a> {
     fn new(streams: &'a Streams, stream: StreamId, outlet: &Arc<Outlet>) -> Self {
         for shard in &streams.shards {
-            let _ = shard.send(Command::Stream(stream, outlet.clone()));
+            shard.tell(Command::Stream(stream, outlet.clone()));
         }
         Self(streams, stream)
     }
@@ -171,7 +172,7 @@ impl<'a> Announced<'a> {
 impl Drop for Announced<'_> {
     fn drop(&mut self) {
         for shard in &self.0.shards {
-            let _ = shard.send(Command::StreamGone(self.1));
+            shard.tell(Command::StreamGone(self.1));
         }
     }
 }
@@ -235,7 +236,7 @@ struct Reading<'a> {
     seat: Seat,
     stream: StreamId,
     sequence: u64,
-    inlet: &'a mpsc::Sender<StreamFrames>,
+    shard: &'a Entrance,
     streams: &'a Streams,
     confirm: mpsc::Sender<u64>,
 }
@@ -248,7 +249,7 @@ impl Reading<'_> {
                 Ok(Record::Message(body)) => self.message(&body, &mut pace).await,
                 Ok(Record::Frames { bytes, segment }) => {
                     let frames = StreamFrames { from: self.stream, bytes, segment };
-                    self.inlet.send(frames).await.map_err(|_| ConversationError::Stopping)
+                    self.shard.forward(frames).await.map_err(|_| ConversationError::Stopping)
                 }
                 Ok(Record::Binding(sequence)) => self.bind(sequence, &mut pace).await,
                 Ok(Record::Close { .. }) => Err(ConversationError::Finished),

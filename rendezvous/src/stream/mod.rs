@@ -23,7 +23,6 @@ use rendezvous_wire::{KeyPair, SIGNALLING_ALPN, tls};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
@@ -31,7 +30,7 @@ use tracing::{debug, trace, warn};
 
 use crate::limits::Source;
 use crate::owner::canonical;
-use crate::relay::shard::{Command, StreamFrames};
+use crate::relay::bell::Entrance;
 use crate::signalling::{HANDSHAKE_TIMEOUT, HANDSHAKES, Shared};
 
 /// Connections of one source that have not registered, HTTPS among them.
@@ -54,8 +53,7 @@ pub(crate) struct Streams {
     shared: Arc<Shared>,
     peers: Arc<ServerConfig>,
     others: Arc<ServerConfig>,
-    shards: Vec<UnboundedSender<Command>>,
-    inlets: Vec<mpsc::Sender<StreamFrames>>,
+    shards: Vec<Entrance>,
     next: AtomicU64,
     /// All connections, and those of each source that have not registered.
     open: Mutex<Open>,
@@ -84,13 +82,12 @@ pub enum StreamError {
 }
 
 impl Streams {
-    /// `inlets` are those of the relay threads in the order of `shards`; `closing` becomes true when the server goes away.
+    /// `shards` are the relay threads; `closing` becomes true when the server goes away.
     pub(crate) fn new(
         key: &KeyPair,
         host: &str,
         shared: Arc<Shared>,
-        shards: Vec<UnboundedSender<Command>>,
-        inlets: Vec<mpsc::Sender<StreamFrames>>,
+        shards: Vec<Entrance>,
         closing: watch::Receiver<bool>,
     ) -> Result<Self, StreamError> {
         let mut peers = tls::server_config(key, None, SIGNALLING_ALPN)?;
@@ -101,7 +98,6 @@ impl Streams {
             peers: Arc::new(peers),
             others: Arc::new(https::tls_config(host)?),
             shards,
-            inlets,
             next: AtomicU64::new(0),
             open: Mutex::default(),
             closing,
@@ -251,8 +247,8 @@ fn set_options(tcp: &TcpStream) {
 
 impl Streams {
     /// A number that no other stream has, and the relay thread that serves it: one alone, so that its frames keep their order.
-    fn next(&self) -> (u64, &mpsc::Sender<StreamFrames>) {
+    fn next(&self) -> (u64, &Entrance) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        (number, &self.inlets[number as usize % self.inlets.len()])
+        (number, &self.shards[number as usize % self.shards.len()])
     }
 }

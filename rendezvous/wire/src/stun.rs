@@ -21,8 +21,12 @@ use stun_rs::{
 
 use crate::message::{RegistrationId, Role};
 
-/// Most bytes of a STUN message that we read or write.
+/// Most bytes of a STUN message that we write.
 pub const MAX_STUN: usize = 1280;
+
+/// Most bytes of one that we read: requests of behaviour discovery may be padded to more than a packet of Ethernet (RFC 5780,
+/// section 7.6).
+pub const MAX_STUN_READ: usize = 2048;
 
 /// The magic cookie (RFC 8489, section 5).
 pub const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
@@ -67,7 +71,7 @@ pub enum StunError {
     /// Another method than Binding.
     #[error("not a Binding message")]
     Method,
-    /// Longer than [`MAX_STUN`].
+    /// Longer than [`MAX_STUN`], or than [`MAX_STUN_READ`] where it was read.
     #[error("STUN message too long")]
     TooLong,
     /// A username or password that STUN does not allow.
@@ -111,7 +115,7 @@ pub struct Received<'a> {
 impl<'a> Received<'a> {
     /// Reads a datagram that is one whole Binding message.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, StunError> {
-        if bytes.len() > MAX_STUN {
+        if bytes.len() > MAX_STUN_READ {
             return Err(StunError::TooLong);
         }
         if bytes.len() < 20 || bytes[4..8] != MAGIC_COOKIE {

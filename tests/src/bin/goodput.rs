@@ -1,5 +1,6 @@
 //! Bulk goodput of a session on the direct path against a plain quinn endpoint, interleaved in one run: on one machine without any
-//! delay (CPU time counts), and over a line of 80 ms RTT with no rate limit (goodput counts).
+//! delay (CPU time counts), and over a line of 80 ms RTT with no rate limit (goodput counts). And on one machine without delay, a session
+//! over the relay against one on the direct path.
 
 #![forbid(unsafe_code)]
 
@@ -48,9 +49,9 @@ struct Place {
 }
 
 impl Place {
-    fn new(delay: Duration) -> anyhow::Result<Self> {
+    fn new(kind: RouterKind, delay: Duration) -> anyhow::Result<Self> {
         let mut world = World::new(1)?;
-        let mut config = SiteConfig::new(RouterKind::Public);
+        let mut config = SiteConfig::new(kind);
         if !delay.is_zero() {
             config = config.delay(delay);
         }
@@ -128,8 +129,8 @@ fn plain(place: &Place) -> anyhow::Result<(Connection, Connection, Vec<quinn::En
     Ok((dialled, accepted, vec![dialling, listening]))
 }
 
-/// A session of ours that is on its direct path.
-fn session(place: &Place) -> anyhow::Result<(peer::Session, peer::Session, Vec<Endpoint>)> {
+/// A session of ours that is on its direct path, or on the relay where no direct path is possible.
+fn session(place: &Place, direct: bool) -> anyhow::Result<(peer::Session, peer::Session, Vec<Endpoint>)> {
     let server = place.world.address.clone();
     let open = move |server: String| async move {
         let endpoint = Endpoint::builder().server(server.parse()?).bind().await?;
@@ -143,6 +144,9 @@ fn session(place: &Place) -> anyhow::Result<(peer::Session, peer::Session, Vec<E
     let dial = dialling.clone();
     let dialled = place.on(0, async move {
         let session = dial.connect(target).await?;
+        if !direct {
+            return Ok(session);
+        }
         let mut changes = session.path_changes();
         while let Some(path) = changes.next().await {
             if path.is_direct() {
@@ -217,12 +221,12 @@ impl Measured {
 
 /// One place: session and plain quinn in turn. Fresh connections each time, so that both begin with slow start.
 fn compare(name: &str, delay: Duration, runs: usize, bytes: u64) -> anyhow::Result<(f64, f64)> {
-    let place = Place::new(delay)?;
+    let place = Place::new(RouterKind::Public, delay)?;
     let (mut ours, mut theirs) = (Measured::default(), Measured::default());
     let (mut goodput_ratio, mut cpu_ratio) = (Figures::default(), Figures::default());
     for run in 0..runs {
         let measure_session = || -> anyhow::Result<Cost> {
-            let (dialled, accepted, endpoints) = session(&place)?;
+            let (dialled, accepted, endpoints) = session(&place, true)?;
             let cost = transfer(&place, &dialled, &accepted, bytes)?;
             dialled.close(0u8.into(), b"");
             for (side, endpoint) in endpoints.into_iter().enumerate() {
@@ -264,12 +268,53 @@ fn compare(name: &str, delay: Duration, runs: usize, bytes: u64) -> anyhow::Resu
     Ok((goodput_ratio.median(), cpu_ratio.median()))
 }
 
+/// A session over the relay against one on the direct path: behind routers that make either the only possibility.
+fn compare_relayed(runs: usize, bytes: u64) -> anyhow::Result<f64> {
+    let places = [RouterKind::EimEif, RouterKind::Apdm].map(|kind| Place::new(kind, Duration::ZERO));
+    let [direct, relayed] = places;
+    let places = [(direct?, true), (relayed?, false)];
+    let mut figures = [Figures::default(), Figures::default()];
+    let mut ratio = Figures::default();
+    for run in 0..runs {
+        let mut seconds = [0.0; 2];
+        // Each goes first in half of the runs.
+        for which in [run % 2, 1 - run % 2] {
+            let (place, direct) = &places[which];
+            let (dialled, accepted, endpoints) = session(place, *direct)?;
+            seconds[which] = transfer(place, &dialled, &accepted, bytes)?.seconds;
+            ensure!(
+                dialled.path().is_some_and(|path| path.is_direct()) == *direct,
+                "the transfer ended on another path"
+            );
+            figures[which].push(bytes as f64 * 8e-6 / seconds[which]);
+            dialled.close(0u8.into(), b"");
+            for (side, endpoint) in endpoints.into_iter().enumerate() {
+                place.on(side, async move {
+                    endpoint.close().await;
+                    Ok(())
+                })?;
+            }
+        }
+        ratio.push(seconds[0] / seconds[1]);
+    }
+    println!(
+        "\nThe relay, no delay, {} MB, {runs} transfers of each in turn: median (least to greatest)",
+        bytes / 1_000_000
+    );
+    println!("  direct       {:>24.0} Mbit/s", figures[0]);
+    println!("  relayed      {:>24.0} Mbit/s", figures[1]);
+    println!("  relayed/direct  goodput {ratio:.3}");
+    Ok(ratio.median())
+}
+
 fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     let (goodput, cpu) =
         compare("No delay", Duration::ZERO, arguments.runs, arguments.megabytes * 1_000_000)?;
     let (far, _) =
         compare("80 ms RTT, no rate limit", SITE_DELAY, arguments.runs, arguments.megabytes_far * 1_000_000)?;
+    let relayed = compare_relayed(arguments.runs, arguments.megabytes * 1_000_000)?;
     let bounds = [
+        ("goodput over the relay, of the direct path's", relayed, relayed >= 0.8, "at least 0.8"),
         ("goodput without delay, of plain quinn", goodput, goodput >= 0.97, "at least 0.97"),
         ("CPU per byte without delay, of plain quinn", cpu, cpu <= 1.05, "at most 1.05"),
         ("goodput at 80 ms, of plain quinn", far, far >= 0.9, "at least 0.9"),
