@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
 use rendezvous_wire::PeerId;
-use rendezvous_wire::message::{Introduce, Introduction, IntroductionId, NotIntroduced, Request, RequestId};
+use rendezvous_wire::message::{
+    Introduce, Introduction, IntroductionId, NotIntroduced, Purpose, Request, RequestId,
+};
 use tokio::sync::oneshot;
 
 use crate::config;
@@ -196,8 +198,12 @@ impl Driver {
         for (index, server) in servers.filter(|(_, server)| server.up().is_some()) {
             let request = RequestId(self.next_request);
             self.next_request += 1;
-            let introduce =
-                Introduce { request, target: state.peer, first_flight: dial.first_flight.clone() };
+            let introduce = Introduce {
+                request,
+                target: state.peer,
+                purpose: Purpose::Session,
+                first_flight: dial.first_flight.clone(),
+            };
             if server.request(Request::Introduce(introduce)) {
                 dial.stage = Stage::Asked { server: index, request };
                 return true;

@@ -15,6 +15,7 @@ mod dial;
 mod extras;
 mod gate;
 mod loss;
+mod precedence;
 mod remote;
 mod renewal;
 mod roaming;

@@ -23,6 +23,7 @@ use crate::socket::{Remote, Route, StunDatagram};
 use super::dial::Dial;
 use super::extras::Extras;
 use super::loss::{Counts, LossWatch};
+use super::precedence::Precedence;
 use super::renewal::Renewal;
 use super::way::Way;
 use super::width::Widths;
@@ -44,6 +45,8 @@ pub(super) struct RemoteState {
     pub(super) news: PathNews,
     pub(super) introduced_at: Option<Instant>,
     pub(super) introduction: Option<Introduced>,
+    /// Which one counts.
+    pub(super) precedence: Precedence,
     /// Whether it is to be made anew.
     pub(super) renewal: Renewal,
     pub(super) dials: Vec<Dial>,
@@ -214,6 +217,7 @@ impl Driver {
                 news: PathNews::new(self.events_tx.clone(), key),
                 introduced_at: None,
                 introduction: None,
+                precedence: Precedence::default(),
                 renewal: Renewal::default(),
                 dials: Vec::new(),
                 sessions: Vec::new(),
@@ -233,6 +237,11 @@ impl Driver {
     /// Puts an introduction in force: the relay carries from now on, and checks begin.
     pub(super) fn introduce(&mut self, key: Key, server: usize, introduction: Introduction, now: Instant) {
         let Some(up) = self.servers.get(server).and_then(super::Server::up).cloned() else { return };
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        if !state.precedence.admits(introduction.purpose, introduction.introduction) {
+            tracing::debug!(peer = %state.peer.short(), "another introduction counts");
+            return;
+        }
         let relay = up.way.relay();
         let agent = peer_agent::Config::new(
             introduction.role,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::message::{Introduce, Introduction, Request, RequestId};
+use rendezvous_wire::message::{Introduce, Introduction, Purpose, Request, RequestId};
 
 use crate::network::Change;
 
@@ -109,21 +109,23 @@ impl Driver {
 
     /// Has the introduction in force made anew, where it still is.
     fn ask_to_renew(&self, key: Key) -> bool {
-        let introduction = self.remotes.get(&key).and_then(RemoteState::renewable);
-        let Some((server, registration, introduction)) = introduction else { return false };
+        let Some(state) = self.remotes.get(&key) else { return false };
+        let Some((server, registration, introduction)) = state.renewable() else { return false };
+        let round = state.precedence.next_round();
         let server = self.servers.get(server);
         let server = server.filter(|server| server.up().is_some_and(|up| up.registration == registration));
-        server.is_some_and(|server| server.request(Request::Renew(introduction)))
+        server.is_some_and(|server| server.request(Request::Renew(introduction, round)))
     }
 
     /// Asks for an introduction at one of the servers, another each time.
     fn ask_again(&mut self, key: Key, attempt: u32) -> Option<RequestId> {
-        let target = self.remotes.get(&key)?.peer;
+        let state = self.remotes.get(&key)?;
+        let (target, purpose) = (state.peer, Purpose::Again(state.precedence.next_round()));
         let up: Vec<_> = self.servers.iter().filter(|server| server.up().is_some()).collect();
         let server = up.get(attempt as usize % up.len().max(1))?;
         let request = RequestId(self.next_request);
-        let asked =
-            server.request(Request::Introduce(Introduce { request, target, first_flight: Vec::new() }));
+        let introduce = Introduce { request, target, purpose, first_flight: Vec::new() };
+        let asked = server.request(Request::Introduce(introduce));
         self.next_request += 1;
         asked.then_some(request)
     }

@@ -130,9 +130,12 @@ impl Driver {
     /// UDP is back and it is known where we are seen: both sides of what is relayed can try for a direct path.
     pub(super) fn renew_relayed(&mut self, index: usize) {
         let relayed = self.remotes.values().filter(|state| state.is_live() && state.selected.is_none());
-        let introductions: Vec<_> = relayed.filter_map(RemoteState::introduction_id).collect();
-        for (_, introduction) in introductions.into_iter().filter(|(server, _)| *server == index) {
-            self.request(index, Request::Renew(introduction));
+        let introductions: Vec<_> = relayed
+            .filter_map(|state| Some((state.introduction_id()?, state.precedence.next_round())))
+            .filter(|((server, _), _)| *server == index)
+            .collect();
+        for ((_, introduction), round) in introductions {
+            self.request(index, Request::Renew(introduction, round));
         }
     }
 
