@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod config;
 
 mod driver;

@@ -85,6 +85,10 @@ pub(crate) enum Event {
     ServerUp { server: usize, reached: Reached, registered: Registered },
     /// The signalling connection is gone or could not be made.
     ServerDown { server: usize, error: ServerError },
+    /// Nothing has come back on the signalling connection.
+    ServerSilent { server: usize },
+    /// The server has answered on a stream.
+    StreamAnswered { server: usize },
     /// The server has something to say.
     Notice { server: usize, notice: Notice },
     /// A QUIC handshake begins.
