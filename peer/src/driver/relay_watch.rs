@@ -83,6 +83,11 @@ impl RelayWatch {
         *self = Self { elsewhere_from, ..Self::default() };
     }
 
+    /// Something has left since it was looked.
+    pub(super) fn look_again(&mut self, now: Instant) {
+        self.next = Some(now);
+    }
+
     /// When to look again at the latest.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.next

@@ -52,7 +52,9 @@ impl Way {
     pub(super) fn framed(&self, channel: Channel) -> Framed {
         let carrier = match self {
             Self::Udp { socket, relay } => Carrier::Udp { socket: *socket, address: *relay },
-            Self::Stream { outlet, .. } => Carrier::Stream(outlet.clone()),
+            Self::Stream { relay, outlet, .. } => {
+                Carrier::Stream { address: *relay, outlet: outlet.clone() }
+            }
         };
         Framed { carrier, channel }
     }
