@@ -384,14 +384,15 @@ impl Shell {
 
     /// Connects once more, while the old connection may or may not be alive.
     fn anew(&self, on_stream: bool) -> Attempt<'_> {
-        Box::pin(async {
+        Box::pin(async move {
             let began = Instant::now();
             loop {
                 match self.race(on_stream).await {
                     Ok(connected) => return Some(connected),
                     Err(error) => tracing::debug!(server = %self.address.host, %error, "not anew"),
                 }
-                tokio::time::sleep(backoff::pause(Some(began.elapsed()), &mut rand::rng())).await;
+                let pause = backoff::pause(Some(began.elapsed()), &mut rand::rng());
+                tokio::time::sleep(pause).await;
             }
         })
     }

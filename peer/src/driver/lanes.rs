@@ -34,7 +34,11 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(introduction: &Introduction, server: usize, (registration, way): (RegistrationId, Way)) -> Self {
+    pub(super) fn new(
+        introduction: &Introduction,
+        server: usize,
+        (registration, way): (RegistrationId, Way),
+    ) -> Self {
         Self {
             id: introduction.introduction,
             server,
@@ -148,14 +152,11 @@ impl Driver {
             let up = servers.get(lane.server).and_then(Server::up);
             up.is_some_and(|up| up.registration != lane.registration)
         };
-        let over = |lane: &mut Lane| {
-            lane.until.is_some_and(|until| until <= now) || lane.closed || forgotten(lane)
-        };
+        let over =
+            |lane: &mut Lane| lane.until.is_some_and(|until| until <= now) || lane.closed || forgotten(lane);
         let gone: Vec<Lane> = state.spares.extract_if(.., over).collect();
+        state.in_use.take_if(|in_use| gone.iter().any(|lane| lane.named() == *in_use));
         for lane in &gone {
-            if state.in_use == Some(lane.named()) {
-                state.in_use = None;
-            }
             self.forget_lane(lane);
         }
     }
@@ -168,7 +169,8 @@ impl Driver {
             }
         });
         let server = self.servers.get(lane.server);
-        if !lane.closed && server.and_then(Server::up).is_some_and(|up| up.registration == lane.registration) {
+        if !lane.closed && server.and_then(Server::up).is_some_and(|up| up.registration == lane.registration)
+        {
             self.request_close(lane.named());
         }
     }

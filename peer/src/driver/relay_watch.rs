@@ -94,7 +94,12 @@ impl RelayWatch {
     }
 
     /// Looks at what was seen; call it when something has changed, and when it is time.
-    pub(super) fn poll(&mut self, traffic: RelayTraffic, about: Circumstances, now: Instant) -> Option<Verdict> {
+    pub(super) fn poll(
+        &mut self,
+        traffic: RelayTraffic,
+        about: Circumstances,
+        now: Instant,
+    ) -> Option<Verdict> {
         let rtt = about.rtt.unwrap_or(SILENCE[0]);
         let patience = (rtt * ROUND_TRIPS).clamp(SILENCE[0], SILENCE[1]);
         self.next = None;

@@ -70,7 +70,8 @@ impl Model {
     fn run(&mut self, from: u64, to: u64, talking: [bool; 2]) {
         for ms in from..to {
             let now = self.start + MS * ms as u32;
-            let (due, later) = std::mem::take(&mut self.under_way).into_iter().partition(|(at, ..)| *at <= ms);
+            let (due, later) =
+                std::mem::take(&mut self.under_way).into_iter().partition(|(at, ..)| *at <= ms);
             self.under_way = later;
             for (_, to, packet) in due {
                 let side: &mut Side = &mut self.sides[to];
@@ -209,11 +210,8 @@ fn with_one_server_there_is_nothing_but_to_ask_it() {
     let mut verdicts = Vec::new();
     for ms in 0..3_000 {
         let now = start + ms * MS;
-        let traffic = RelayTraffic {
-            unanswered_since: Some(start),
-            last_sent: Some(now),
-            ..RelayTraffic::default()
-        };
+        let traffic =
+            RelayTraffic { unanswered_since: Some(start), last_sent: Some(now), ..RelayTraffic::default() };
         verdicts.extend(watch.poll(traffic, about, now));
     }
     assert_eq!(verdicts, [Verdict::Ask]);

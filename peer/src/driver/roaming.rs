@@ -7,7 +7,7 @@ use rendezvous_wire::message::{Introduce, Introduction, Purpose, Request, Reques
 
 use crate::network::Change;
 
-use super::remote::RemoteState;
+use super::servers::Server;
 use super::{Driver, Key};
 
 /// How long the relay may take to answer from the new network before the signalling connection is made anew: it may be bound to an address
@@ -113,7 +113,9 @@ impl Driver {
         let Some((server, registration, introduction)) = state.renewable() else { return false };
         let round = state.precedence.next_round();
         let server = self.servers.get(server);
-        let server = server.filter(|server| server.up().is_some_and(|up| up.registration == registration));
+        let server = server.filter(|server| {
+            !server.is_doubtful() && server.up().is_some_and(|up| up.registration == registration)
+        });
         server.is_some_and(|server| server.request(Request::Renew(introduction, round)))
     }
 
@@ -121,7 +123,8 @@ impl Driver {
     fn ask_again(&mut self, key: Key, attempt: u32) -> Option<RequestId> {
         let state = self.remotes.get(&key)?;
         let (target, purpose) = (state.peer, Purpose::Again(state.precedence.next_round()));
-        let up: Vec<_> = self.servers.iter().filter(|server| server.up().is_some()).collect();
+        let usable = |server: &&Server| server.up().is_some() && !server.is_doubtful();
+        let up: Vec<_> = self.servers.iter().filter(usable).collect();
         let server = up.get(attempt as usize % up.len().max(1))?;
         let request = RequestId(self.next_request);
         let introduce = Introduce { request, target, purpose, first_flight: Vec::new() };

@@ -100,7 +100,8 @@ impl Driver {
             self.next_request += 1;
             let (target, purpose) = (state.peer, Purpose::Spare);
             let introduce = Introduce { request, target, purpose, first_flight: Vec::new() };
-            let asked = self.servers.get(index).is_some_and(|server| server.request(Request::Introduce(introduce)));
+            let asked =
+                self.servers.get(index).is_some_and(|server| server.request(Request::Introduce(introduce)));
             wanting.asked = asked.then_some(request);
             wanting.attempts += 1;
             wanting.pause(PATIENCE, now);

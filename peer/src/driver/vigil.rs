@@ -43,9 +43,15 @@ pub(super) struct Vigil {
 enum State {
     Trusted,
     /// There was a reason to ask.
-    Asked { since: Instant, asks: u32 },
+    Asked {
+        since: Instant,
+        asks: u32,
+    },
     /// It does not answer, or its connection is gone.
-    Doubtful { since: Instant, next: Instant },
+    Doubtful {
+        since: Instant,
+        next: Instant,
+    },
 }
 
 /// What to do.
