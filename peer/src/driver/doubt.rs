@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::server_changes::ServerState;
 use crate::session::WeakSession;
 use crate::socket::Route;
 
@@ -62,7 +63,10 @@ impl Driver {
 
     /// A server is in doubt: what it relays goes another way as well, and who waits for its answer asks another.
     pub(super) fn server_doubted(&mut self, index: usize, now: Instant) {
-        tracing::info!(server = index, host = %self.servers[index].host, "the rendezvous server does not answer");
+        if let Some(server) = self.servers.get(index).filter(|server| server.up().is_some()) {
+            tracing::info!(host = %server.address.host, "the rendezvous server does not answer");
+            self.changes.announce(&server.address, ServerState::Silent);
+        }
         self.ask_others(index);
         self.mend_all(now);
     }
@@ -71,7 +75,8 @@ impl Driver {
     pub(super) fn server_answered(&mut self, index: usize, now: Instant) {
         let Some(server) = self.servers.get_mut(index) else { return };
         if server.answered(now) {
-            tracing::info!(server = index, host = %server.host, "the rendezvous server answers again");
+            tracing::info!(host = %server.address.host, "the rendezvous server answers again");
+            self.changes.announce(&server.address, ServerState::Answers);
             if server.up().is_none() {
                 // Whatever was tried while it was away waits for nothing.
                 server.reconnect();

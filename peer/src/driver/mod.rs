@@ -51,6 +51,7 @@ use crate::keep_alive::Measurement;
 use crate::link::{Reached, Registering};
 use crate::network;
 use crate::portmap::Mapped;
+use crate::server_changes::{Announcer, WeakAnnouncer};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
@@ -143,6 +144,7 @@ pub(crate) struct Driver {
     /// Tells this process from others with the same key.
     instance: u64,
     servers: Vec<Server>,
+    changes: Announcer,
     /// Where our router takes packets for us, because we have asked it to.
     port_mapped: watch::Sender<Option<Mapped>>,
     remotes: BTreeMap<Key, RemoteState>,
@@ -194,6 +196,7 @@ impl Driver {
             alive,
             instance: rand::rng().random(),
             servers: Vec::new(),
+            changes: Announcer::new(),
             port_mapped: watch::Sender::new(None),
             remotes: BTreeMap::new(),
             ufrags: BTreeMap::new(),
@@ -223,6 +226,10 @@ impl Driver {
 
     pub(crate) fn events(&self) -> mpsc::Sender<Event> {
         self.events_tx.clone()
+    }
+
+    pub(crate) fn server_changes(&self) -> WeakAnnouncer {
+        self.changes.listen()
     }
 
     pub(crate) fn port_mapped(&self) -> watch::Receiver<Option<Mapped>> {

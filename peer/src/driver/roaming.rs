@@ -50,8 +50,11 @@ impl Driver {
 
     /// A server is there again.
     pub(super) fn hasten_renewals(&mut self, now: Instant) {
+        let fresh = self.fresh_until.is_some_and(|until| until > now);
         for state in self.remotes.values_mut() {
-            state.renewal.hasten(now);
+            // A server that was started anew has forgotten both sides: one of them is enough to ask.
+            let defer = if fresh { Duration::ZERO } else { state.defers() };
+            state.renewal.hasten(now + defer);
         }
         self.pump_renewals(now);
     }

@@ -21,6 +21,7 @@ use crate::gather::host_candidates;
 use crate::keep_alive::{KeepAlive, Measurement, SAFE, SILENCES};
 use crate::link::{Place, Reached, Registering};
 use crate::reflection::Reflection;
+use crate::server_changes::ServerState;
 use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route, Straight};
@@ -40,7 +41,7 @@ pub(super) struct Server {
     void: Arc<Notify>,
     /// Has it try TCP.
     deaf: Arc<Notify>,
-    pub(super) host: String,
+    pub(super) address: RendezvousAddress,
     pub(super) state: State,
     /// Whether it answers.
     vigil: Vigil,
@@ -231,10 +232,9 @@ impl Driver {
     pub(super) fn add_server(&mut self, address: RendezvousAddress) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
         let (void, deaf) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let host = address.host.clone();
         let signalling = Signalling {
             index: self.servers.len(),
-            address,
+            address: address.clone(),
             identity: self.identity.clone(),
             quinn: self.quinn.clone(),
             socket: self.socket.clone(),
@@ -250,7 +250,7 @@ impl Driver {
             requests,
             void,
             deaf,
-            host,
+            address,
             state: State::Connecting,
             vigil: Vigil::new(rand::rng().random()),
             reflections: Vec::new(),
@@ -353,6 +353,7 @@ impl Driver {
             *other != id && in_use.contains(other) && !reflection.is_disowned()
         });
         server.vigil.handle_answer(now);
+        self.changes.announce(&server.address, ServerState::Registered);
         let lease = Duration::from_secs(registered.lease.into());
         match reached {
             Reached::Stream(tunnel) => {
@@ -457,7 +458,16 @@ impl Driver {
             self.fail_waiting(&error);
         }
         let ready = self.servers.iter().any(Server::is_settled);
-        self.online.send_replace(Online { ready, failed: (!usable).then_some(error) });
+        self.online.send_replace(Online { ready, failed: (!usable).then_some(error.clone()) });
+        if let Some(server) = self.servers.get(index) {
+            let state = if was_up {
+                tracing::info!(host = %server.address.host, %error, "the rendezvous server is lost");
+                ServerState::Lost(error)
+            } else {
+                ServerState::Failed(error)
+            };
+            self.changes.announce(&server.address, state);
+        }
         if doubted && was_up {
             self.server_doubted(index, now);
         }

@@ -69,7 +69,8 @@ impl RemoteState {
         (0..servers.len()).filter(move |_| helps).filter(without)
     }
 
-    fn defers(&self) -> Duration {
+    /// How much later than the other side this one asks for what either can ask for.
+    pub(super) fn defers(&self) -> Duration {
         let asked = self.introduction.as_ref().is_none_or(|introduced| introduced.role == Role::Controlling);
         if asked { Duration::ZERO } else { DEFER }
     }
