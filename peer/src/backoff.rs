@@ -11,7 +11,7 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(30)];
 
 /// A pause is this share of the time that the server has been away.
-const SHARE: u32 = 60;
+const SHARE: u32 = 120;
 
 /// The pause before the next try. `away`: for how long there has been no connection, `None` when one has just been lost. Each is drawn from half to
 /// one and a half times its value, the first from nothing on, so that the peers of a restarted server do not come back all at once.

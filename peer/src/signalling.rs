@@ -32,7 +32,7 @@ const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 
 /// How often a peer whose network has let only TCP through begins another attempt, while earlier ones may wait for the retransmission of a lost
 /// SYN (after 1 s, 3 s, 7 s: RFC 6298, section 2).
-const TCP_ATTEMPTS: Duration = Duration::from_millis(500);
+const TCP_ATTEMPTS: Duration = Duration::from_millis(250);
 
 /// How often it is looked whether what was sent on a QUIC connection has led to anything: acknowledgements take a round trip.
 const SILENCE: Duration = Duration::from_secs(1);

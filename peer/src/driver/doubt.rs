@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::server_changes::ServerState;
-use crate::session::WeakSession;
+use crate::session::{RelayTransport, WeakSession};
 use crate::socket::Route;
 
 use super::lanes::Lane;
@@ -63,9 +63,13 @@ impl Driver {
 
     /// A server is in doubt: what it relays goes another way as well, and who waits for its answer asks another.
     pub(super) fn server_doubted(&mut self, index: usize, now: Instant) {
-        if let Some(server) = self.servers.get(index).filter(|server| server.up().is_some()) {
+        if let Some(server) = self.servers.get_mut(index).filter(|server| server.up().is_some()) {
             tracing::info!(host = %server.address.host, "the rendezvous server does not answer");
             self.changes.announce(&server.address, ServerState::Silent);
+            if server.relay_transport().is_some_and(|transport| transport != RelayTransport::Udp) {
+                // TCP sends again ever more rarely (RFC 6298, section 5.5): another stream is there sooner than this one speaks again.
+                server.reconnect();
+            }
         }
         self.ask_others(index);
         self.mend_all(now);

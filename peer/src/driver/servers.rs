@@ -460,7 +460,7 @@ impl Driver {
         let ready = self.servers.iter().any(Server::is_settled);
         self.online.send_replace(Online { ready, failed: (!usable).then_some(error.clone()) });
         if let Some(server) = self.servers.get(index) {
-            let state = if was_up {
+            let state = if was_up || matches!(error, ServerError::Lost { .. }) {
                 tracing::info!(host = %server.address.host, %error, "the rendezvous server is lost");
                 ServerState::Lost(error)
             } else {

@@ -57,6 +57,10 @@ fn herd(arguments: &Arguments) -> anyhow::Result<bool> {
 
 /// Registers so many peers, and tells on standard output what becomes of them, until standard input ends.
 fn members(server: &RendezvousAddress, count: usize) -> anyhow::Result<()> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut endpoints = Vec::new();
