@@ -64,20 +64,17 @@ mod tests {
             let mut random = StdRng::seed_from_u64(seed);
             let mut sides = [Precedence::default(); 2];
             let mut taken = [id(0); 2];
-            for side in 0..2 {
-                sides[side].admits(Purpose::Session, id(0));
+            for side in &mut sides {
+                side.admits(Purpose::Session, id(0));
             }
             // What either server has yet to deliver, to either side.
             let mut under_way: [[Vec<(Purpose, IntroductionId)>; 2]; 2] = Default::default();
             let mut asks = random.random_range(1..6);
             loop {
                 let mut choices: Vec<(usize, usize)> = Vec::new();
-                for server in 0..2 {
-                    for side in 0..2 {
-                        if !under_way[server][side].is_empty() {
-                            choices.push((server, side));
-                        }
-                    }
+                for (server, queues) in under_way.iter().enumerate() {
+                    let waiting = queues.iter().enumerate().filter(|(_, queue)| !queue.is_empty());
+                    choices.extend(waiting.map(|(side, _)| (server, side)));
                 }
                 choices.shuffle(&mut random);
                 if asks > 0 && (choices.is_empty() || random.random_bool(0.5)) {
@@ -85,8 +82,8 @@ mod tests {
                     let (server, asker) = (random.random_range(0..2), random.random_range(0..2));
                     let purpose = Purpose::Again(sides[asker].next_round());
                     let introduction = id(random.random());
-                    for side in 0..2 {
-                        under_way[server][side].push((purpose, introduction));
+                    for queue in &mut under_way[server] {
+                        queue.push((purpose, introduction));
                     }
                 } else if let Some((server, side)) = choices.first().copied() {
                     let (purpose, introduction) = under_way[server][side].remove(0);

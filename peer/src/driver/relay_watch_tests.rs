@@ -88,8 +88,8 @@ impl Model {
                     }
                 }
             }
-            for number in 0..2 {
-                if talking[number] && ms % 20 == 7 * number as u64 {
+            for (number, talking) in talking.into_iter().enumerate() {
+                if talking && ms % 20 == 7 * number as u64 {
                     let side = &mut self.sides[number];
                     side.traffic.unanswered_since.get_or_insert(now);
                     side.traffic.last_sent = Some(now);

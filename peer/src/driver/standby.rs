@@ -117,13 +117,11 @@ impl Driver {
 
     /// The server would not. True when it was about a spare channel.
     pub(super) fn spare_refused(&mut self, request: RequestId, now: Instant) -> bool {
-        let wanting = self.remotes.values_mut().flat_map(|state| state.wanting.values_mut());
-        for wanting in wanting.filter(|wanting| wanting.asked == Some(request)) {
-            wanting.asked = None;
-            wanting.pause(PAUSE, now);
-            return true;
-        }
-        false
+        let mut wanting = self.remotes.values_mut().flat_map(|state| state.wanting.values_mut());
+        let Some(wanting) = wanting.find(|wanting| wanting.asked == Some(request)) else { return false };
+        wanting.asked = None;
+        wanting.pause(PAUSE, now);
+        true
     }
 
     /// Sees to it that a session whose server is lost has an introduction again, and a relay.
