@@ -150,10 +150,11 @@ impl Reflection {
     /// Asks the relay now, besides.
     pub(crate) fn hurry(&mut self, now: Instant) {
         for probe in self.probes.iter_mut().filter(|probe| probe.bind) {
-            // A whole round of these says nothing of UDP: the server may be gone.
+            // These alone do not end a round.
             let surplus = (probe.outstanding.len() + 1).saturating_sub(MAX_REQUESTS as usize);
             probe.outstanding.drain(..surplus);
-            probe.hurried = probe.hurried.saturating_add(1);
+            // At most so many that a full round is silence all the same.
+            probe.hurried = (probe.hurried + 1).min(3);
             probe.next = now;
         }
     }
