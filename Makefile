@@ -10,7 +10,7 @@ BENCH_TOOLS := turnserver:coturn chrt:util-linux
 BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench soak browser benchtools browsertools tools clean
+.PHONY: help demo test check fmt matrix lossy failover servers herd simulate sleep garbage bench soak browser benchtools browsertools tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ matrix: tools ## Every ordered pair of networks, 10 and 20 runs each; stray pack
 failover: tools ## 20 runs each: the direct path is cut, a router forgets, under a steady echo (half an hour).
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/failover --runs 20
+
+servers: tools ## 20 runs each: a server of two, or the only one, is lost under a steady echo (three quarters of an hour).
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/servers --runs 20
+
+herd: tools ## 2,000 peers come back to a server that was killed and started again.
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/herd
 
 lossy: tools ## 50 dials where every line loses 5 % of its packets.
 	$(CARGO) build --release --workspace --bins

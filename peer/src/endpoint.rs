@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::config;
 use crate::driver::{Driver, Event, Online};
 use crate::portmap::{self, Mapped, PortMapper};
+use crate::server_changes::{ServerChanges, WeakAnnouncer};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::PathSocket;
@@ -181,7 +182,7 @@ impl Builder {
             online_tx,
             held,
         );
-        let (events, port_mapped) = (driver.events(), driver.port_mapped());
+        let (events, port_mapped, servers) = (driver.events(), driver.port_mapped(), driver.server_changes());
         let task = tokio::spawn(driver.run());
         let mappable = portmap::mappable(socket.local_addresses()).filter(|_| self.port_mapping);
         let mapper = mappable.map(|local| PortMapper::start(local, self.port_mapping_lease, events.clone()));
@@ -196,6 +197,7 @@ impl Builder {
                 alive,
                 task,
                 port_mapped,
+                servers,
                 mapper: std::sync::Mutex::new(mapper),
             }),
         })
@@ -246,6 +248,7 @@ struct Inner {
     alive: watch::Sender<()>,
     task: tokio::task::JoinHandle<()>,
     port_mapped: watch::Receiver<Option<Mapped>>,
+    servers: WeakAnnouncer,
     /// Until the endpoint is closed.
     mapper: std::sync::Mutex<Option<PortMapper>>,
 }
@@ -298,6 +301,11 @@ impl Endpoint {
             },
             Err(_) => Err(OnlineError::Closed),
         }
+    }
+
+    /// What becomes of its rendezvous servers from now on.
+    pub fn server_changes(&self) -> ServerChanges {
+        self.inner.servers.subscribe()
     }
 
     /// Waits until the router lets in what comes to a port of its own, and tells where ([`Builder::port_mapping`]). Many routers never do: a

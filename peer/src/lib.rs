@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod config;
 
 mod driver;
@@ -34,6 +35,7 @@ mod link;
 mod network;
 mod portmap;
 mod resolve;
+mod server_changes;
 mod session;
 mod signalling;
 mod socket;
@@ -50,6 +52,7 @@ pub use portmap::{Mapped, Protocol as PortMappingProtocol};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
 pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+pub use server_changes::{ServerChange, ServerChanges, ServerState};
 pub use session::{Path, RelayTransport, Session, Timeline};
 pub use signalling::ServerError;
 pub use tunnel::proxy::ProxyError;

@@ -12,10 +12,11 @@ use crate::config::INITIAL_RTT;
 use crate::signalling::ServerError;
 use crate::tunnel::{Conversation, End, Tunnel};
 
-/// QUIC keep-alive of the signalling connection, under the shortest common binding lifetime of 30 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// QUIC keep-alive of the signalling connection, under the shortest common binding lifetime of 30 s. A server that was killed and is there again has
+/// forgotten us, and by this a peer that waits learns of it: its word is answered with a stateless reset.
+const KEEP_ALIVE: Duration = Duration::from_secs(7);
 
-/// The connection is given up after this long without a word (three keep-alives).
+/// The connection is given up after this long without a word (six keep-alives).
 const IDLE: Duration = Duration::from_secs(45);
 
 /// Bytes read at a time.
@@ -79,6 +80,17 @@ impl Link {
 
     pub(crate) const fn is_stream(&self) -> bool {
         matches!(self.line, Line::Stream { .. })
+    }
+
+    /// Datagrams sent and received, on QUIC.
+    pub(crate) fn traffic(&self) -> Option<(u64, u64)> {
+        match &self.line {
+            Line::Quic { connection, .. } => {
+                let stats = connection.stats();
+                Some((stats.udp_tx.datagrams, stats.udp_rx.datagrams))
+            }
+            Line::Stream { .. } => None,
+        }
     }
 
     /// How the relay is reached over it. Of a stream once, when it has registered.

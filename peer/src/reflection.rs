@@ -31,6 +31,8 @@ struct Probe {
     bind: bool,
     /// Outstanding transactions of this round: an answer to an earlier copy counts.
     outstanding: Vec<TransactionId>,
+    /// How many of these were sent before their time.
+    hurried: usize,
     next: Instant,
     mapped: Option<SocketAddr>,
     /// Where it was mapped to first, in this network. All flows began together, so these tell how the NAT maps; a flow that was forgotten and has begun
@@ -94,6 +96,7 @@ impl Reflection {
             destination: *destination,
             bind: index == 0,
             outstanding: Vec::new(),
+            hurried: 0,
             next: now,
             mapped: None,
             first: None,
@@ -144,6 +147,18 @@ impl Reflection {
         }
     }
 
+    /// Asks the relay now, besides.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        for probe in self.probes.iter_mut().filter(|probe| probe.bind) {
+            // These alone do not end a round.
+            let surplus = (probe.outstanding.len() + 1).saturating_sub(MAX_REQUESTS as usize);
+            probe.outstanding.drain(..surplus);
+            // At most so many that a full round is silence all the same.
+            probe.hurried = (probe.hurried + 1).min(3);
+            probe.next = now;
+        }
+    }
+
     /// Whether the relay has answered a bind request since then.
     pub(crate) fn has_answered_since(&self, moment: Instant) -> bool {
         self.answered.is_some_and(|answered| answered >= moment)
@@ -174,6 +189,7 @@ impl Reflection {
         };
         if probe.outstanding.len() as u32 >= MAX_REQUESTS {
             probe.outstanding.clear();
+            probe.hurried = 0;
             probe.unanswered_rounds += 1;
             probe.mapped = None;
             self.observed = None;
@@ -232,6 +248,7 @@ impl Reflection {
             self.answered = Some(now);
         }
         probe.unanswered_rounds = 0;
+        probe.hurried = 0;
         probe.outstanding.clear();
         probe.next = now + self.keep_alive.mul_f64(self.random.random_range(0.9..1.0));
         let before = *probe.first.get_or_insert(mapped);
@@ -248,7 +265,8 @@ impl Reflection {
 
     /// Whether the relay has let three bind requests in a row go unanswered, and the fourth is out: within two seconds that takes more than bad luck.
     pub(crate) fn is_unanswered(&self) -> bool {
-        let silent = |probe: &Probe| probe.outstanding.len() > 3 || probe.unanswered_rounds > 0;
+        let silent =
+            |probe: &Probe| probe.outstanding.len() > 3 + probe.hurried || probe.unanswered_rounds > 0;
         self.probes.iter().any(|probe| probe.bind && silent(probe))
     }
 

@@ -4,15 +4,19 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use quinn::Connection;
 use rand::Rng as _;
 use rendezvous_wire::message::{Notice, Request};
 use rendezvous_wire::{KeyPair, RendezvousAddress};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
+use crate::backoff;
 use crate::driver::Event;
 use crate::link::{Link, Place, Registering, is_wrong_key, quic_config};
 use crate::resolve::{ATTEMPT_DELAY, has_route, resolve};
@@ -23,9 +27,15 @@ use crate::tunnel::{self, proxy::ProxyError};
 /// How long one server address may take to finish a handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// First and longest pause before the next try; each is drawn from half to one and a half times its value, so that peers of a restarted
-/// server do not come back all at once.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// First and longest pause before a server that has refused us is asked again; doubled each time.
+const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// How often a peer whose network has let only TCP through begins another attempt, while earlier ones may wait for the retransmission of a lost
+/// SYN (after 1 s, 3 s, 7 s: RFC 6298, section 2).
+const TCP_ATTEMPTS: Duration = Duration::from_millis(250);
+
+/// How often it is looked whether what was sent on a QUIC connection has led to anything: acknowledgements take a round trip.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// First and longest pause before UDP is tried again by a peer that is on TCP; doubled each time.
 const RETRY_UDP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
@@ -111,6 +121,8 @@ pub(crate) struct Signalling {
     pub(crate) deaf: Arc<Notify>,
     /// Held by whatever must end in good order.
     pub(crate) alive: watch::Receiver<()>,
+    /// The last connection was over TCP.
+    pub(crate) on_stream: bool,
 }
 
 /// A connection that is not yet registered.
@@ -128,27 +140,42 @@ enum Ended {
     Over,
     /// After a registration.
     Lost(ServerError),
+    /// The server answers again: to be tried anew at once.
+    Stale,
 }
 
 impl Signalling {
     /// Runs until the driver is gone.
     pub(crate) async fn run(mut self) {
-        let mut pause = RETRY.0;
+        let mut away: Option<Instant> = None;
+        let mut refusals = 0;
         loop {
-            let error = match self.session().await {
+            let ended = self.session().await;
+            let since = away.map(|since| since.elapsed());
+            let mut pause = backoff::pause(since, &mut rand::rng());
+            let error = match ended {
                 Ok(Ended::Over) => return,
+                Ok(Ended::Stale) => continue,
                 Ok(Ended::Lost(lost)) => {
-                    pause = RETRY.0;
+                    away = None;
+                    pause = backoff::pause(None, &mut rand::rng());
                     lost
                 }
                 Err(error) => error,
             };
+            away.get_or_insert_with(Instant::now);
+            if matches!(error, ServerError::Refused { .. }) {
+                pause = pause.max(jittered(REFUSED.0.saturating_mul(1 << refusals).min(REFUSED.1)));
+                refusals = (refusals + 1).min(10);
+            } else {
+                refusals = 0;
+            }
             tracing::debug!(server = %self.address.host, %error, "signalling is down");
             if self.events.send(Event::ServerDown { server: self.index, error }).await.is_err() {
                 return;
             }
             // What was asked of a connection that is gone is void: the driver asks again when it is back.
-            let until = tokio::time::Instant::now() + jittered(pause);
+            let until = tokio::time::Instant::now() + pause;
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
@@ -156,14 +183,16 @@ impl Signalling {
                     request = self.requests.recv() => if request.is_none() { return },
                 }
             }
-            pause = (pause * 2).min(RETRY.1);
         }
     }
 
     /// From a first connection to the loss of the last.
     async fn session(&mut self) -> Result<Ended, ServerError> {
         let shell = self.shell();
-        let connected = shell.race().await?;
+        let connected = tokio::select! {
+            connected = shell.race(self.on_stream) => connected?,
+            () = self.void.notified() => return Ok(Ended::Stale),
+        };
         // What was void is no more.
         let _ = self.void.notified().now_or_never();
         let Some(mut link) = shell.register(connected).await? else { return Ok(Ended::Over) };
@@ -171,10 +200,22 @@ impl Signalling {
         let mut attempt: Option<Attempt<'_>> = link.is_stream().then(|| shell.back_to_udp());
         // What a connection still brings that another has taken the place of.
         let mut former: Option<Link> = None;
+        let mut silence = Silence::default();
+        let mut look = tokio::time::interval(SILENCE);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.on_stream = link.is_stream();
             let connected = tokio::select! {
+                _ = look.tick() => {
+                    if link.traffic().is_some_and(|traffic| silence.look(traffic))
+                        && shell.events.send(Event::ServerSilent { server: shell.index }).await.is_err()
+                    {
+                        return Ok(Ended::Over);
+                    }
+                    continue;
+                }
                 () = self.void.notified() => {
-                    attempt = Some(shell.anew());
+                    attempt = Some(shell.anew(link.is_stream()));
                     continue;
                 }
                 notice = link.receive() => {
@@ -246,6 +287,25 @@ impl Signalling {
     }
 }
 
+/// Whether a QUIC connection gets answers: something was sent before the last look and nothing has come since.
+#[derive(Debug, Default)]
+struct Silence {
+    /// Datagrams sent and received, at the last look.
+    last: (u64, u64),
+    /// Whether some had been sent then that nothing had followed.
+    waiting: bool,
+}
+
+impl Silence {
+    fn look(&mut self, (sent, received): (u64, u64)) -> bool {
+        let heard = received != self.last.1;
+        let silent = self.waiting && !heard;
+        self.waiting = sent != self.last.0 && !heard;
+        self.last = (sent, received);
+        silent
+    }
+}
+
 /// What it takes to connect.
 struct Shell {
     index: usize,
@@ -258,17 +318,23 @@ struct Shell {
 }
 
 impl Shell {
-    /// UDP, and with a head start of that over it TCP: whichever stands first. It keeps the other from being tried any longer.
-    async fn race(&self) -> Result<Connected, ServerError> {
+    /// UDP, and with a head start of that over it TCP: whichever stands first. It keeps the other from being tried any longer. Where only TCP has
+    /// led to the server before there is no head start, and TCP is tried again and again meanwhile.
+    async fn race(&self, on_stream: bool) -> Result<Connected, ServerError> {
         let failed = Notify::new();
+        let over = AtomicBool::new(false);
         let quic = async {
             let result = self.connect_quic().await;
             if result.is_err() {
+                over.store(true, Ordering::Relaxed);
                 failed.notify_one();
             }
             result
         };
         let stream = async {
+            if on_stream {
+                return self.insist_on_stream(&over).await;
+            }
             let _ = tokio::time::timeout(ATTEMPT_DELAY, failed.notified()).await;
             self.connect_stream().await
         };
@@ -285,6 +351,26 @@ impl Shell {
         }
     }
 
+    /// One attempt after the other, the first to succeed wins; no more of them when `over`.
+    async fn insist_on_stream(&self, over: &AtomicBool) -> Result<Connected, StreamError> {
+        let mut attempts = FuturesUnordered::new();
+        attempts.push(self.connect_stream());
+        loop {
+            tokio::select! {
+                Some(ended) = attempts.next() => match ended {
+                    Err(StreamError::Refused | StreamError::Unreachable) if !over.load(Ordering::Relaxed) => {}
+                    Err(error) if attempts.is_empty() => return Err(error),
+                    Err(_) => {}
+                    connected => return connected,
+                },
+                () = tokio::time::sleep(jittered(TCP_ATTEMPTS)), if !over.load(Ordering::Relaxed) => {
+                    attempts.push(self.connect_stream());
+                }
+                else => return Err(StreamError::Unreachable),
+            }
+        }
+    }
+
     /// What to say when neither way leads to the server: whatever is more than that nothing came back.
     fn neither(&self, quic: ServerError, stream: &StreamError) -> ServerError {
         tracing::debug!(server = %self.address.host, %quic, %stream, "neither UDP nor TCP");
@@ -297,8 +383,18 @@ impl Shell {
     }
 
     /// Connects once more, while the old connection may or may not be alive.
-    fn anew(&self) -> Attempt<'_> {
-        Box::pin(async { self.race().await.ok() })
+    fn anew(&self, on_stream: bool) -> Attempt<'_> {
+        Box::pin(async move {
+            let began = Instant::now();
+            loop {
+                match self.race(on_stream).await {
+                    Ok(connected) => return Some(connected),
+                    Err(error) => tracing::debug!(server = %self.address.host, %error, "not anew"),
+                }
+                let pause = backoff::pause(Some(began.elapsed()), &mut rand::rng());
+                tokio::time::sleep(pause).await;
+            }
+        })
     }
 
     /// Tries UDP until it works.
@@ -342,7 +438,8 @@ impl Shell {
             Connected::Quic(connection, place) => Link::quic(self.address.clone(), connection, place).await?,
             Connected::Stream(dialled) => {
                 let (socket, alive) = (self.socket.clone(), self.alive.clone());
-                let (tunnel, conversation) = tunnel::start(*dialled, sequence, socket, alive);
+                let answers = (self.index, self.events.clone());
+                let (tunnel, conversation) = tunnel::start(*dialled, sequence, socket, answers, alive);
                 Link::stream(self.address.clone(), tunnel, conversation)
             }
         };
@@ -431,4 +528,22 @@ async fn receive_former(former: &mut Option<Link>) -> Notice {
 /// From half to one and a half times as long.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.5..1.5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_follows_for_a_whole_second_is_silence() {
+        let mut silence = Silence::default();
+        assert!(!silence.look((5, 5)));
+        assert!(!silence.look((6, 5)), "just sent");
+        assert!(silence.look((6, 5)));
+        assert!(!silence.look((6, 5)), "said once");
+        assert!(!silence.look((7, 5)));
+        assert!(!silence.look((8, 6)), "answered");
+        assert!(!silence.look((9, 7)));
+        assert!(!silence.look((9, 7)), "nothing sent");
+    }
 }

@@ -202,7 +202,7 @@ impl Broker {
                 }
                 self.directory.update(from, says);
             }
-            Request::Renew(introduction) => self.renew(from, introduction, now),
+            Request::Renew(introduction, round) => self.renew(from, (introduction, round), now),
             Request::Introduce(introduce) => {
                 let request = introduce.request;
                 if let Err(reason) = self.introduce(from, introduce, now) {
@@ -316,10 +316,9 @@ impl Broker {
         let found = self.directory.find(introduce.target, asker.peer);
         let (id, target) = found.ok_or(NotIntroduced::Unavailable)?;
         let made = self.introductions.make(
-            introduce.request,
+            introduce,
             party(from, asker),
             party(id, target),
-            introduce.first_flight,
             &self.limits,
             &mut self.rng,
         )?;
@@ -331,7 +330,7 @@ impl Broker {
     }
 
     /// Has what two sides know of each other replaced, at most as often as they may be introduced.
-    fn renew(&mut self, from: RegistrationId, introduction: IntroductionId, now: Instant) {
+    fn renew(&mut self, from: RegistrationId, (introduction, round): (IntroductionId, u64), now: Instant) {
         let within_quota = self
             .leases
             .get_mut(&from)
@@ -342,7 +341,7 @@ impl Broker {
         let directory = &self.directory;
         let of = |id| directory.get(id).map(|registration| party(id, registration));
         let Some(sides) = self.introductions.sides(introduction) else { return };
-        if let Some(made) = self.introductions.renew(introduction, from, of, &mut self.rng) {
+        if let Some(made) = self.introductions.renew((introduction, round), from, of, &mut self.rng) {
             self.notify(sides[1], Notice::Introduction(made.to_target));
             self.notify(sides[0], Notice::Introduction(made.to_asker));
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use rendezvous_wire::message::{
-    Introduction, IntroductionId, IntroductionPolicy, Meeting, MeetingNumber, RequestId,
+    Introduction, IntroductionId, IntroductionPolicy, Meeting, MeetingNumber, Purpose, RequestId,
 };
 use rendezvous_wire::relay::Channel;
 
@@ -48,7 +48,8 @@ fn register_process(broker: &mut Broker, (number, instance): (u8, u64), now: Ins
 }
 
 fn introduce(broker: &mut Broker, from: RegistrationId, target: PeerId, now: Instant) {
-    let introduce = Introduce { request: RequestId(9), target, first_flight: vec![vec![1]] };
+    let introduce =
+        Introduce { request: RequestId(9), target, purpose: Purpose::Session, first_flight: vec![vec![1]] };
     broker.handle_request(from, Request::Introduce(introduce), now).unwrap();
 }
 
@@ -150,7 +151,7 @@ fn either_side_can_have_an_introduction_renewed_with_what_is_offered_now() {
     let first = introductions(&drain(&mut broker));
     broker.handle_observed(b, address(77));
     for by in [a, b] {
-        broker.handle_request(by, Request::Renew(first[&a].introduction), now).unwrap();
+        broker.handle_request(by, Request::Renew(first[&a].introduction, 7), now).unwrap();
         let actions = drain(&mut broker);
         let again = introductions(&actions);
         assert_eq!(actions.len(), 2, "the channel stays as it is: {actions:?}");
@@ -159,11 +160,12 @@ fn either_side_can_have_an_introduction_renewed_with_what_is_offered_now() {
             assert_eq!((before.introduction, before.channel), (after.introduction, after.channel));
             assert_eq!((before.role, before.peer, after.request), (after.role, after.peer, None));
             assert_ne!(before.local, after.local);
+            assert_eq!((before.purpose, after.purpose), (Purpose::Session, Purpose::Again(7)));
         }
         assert_eq!(again[&a].remote, again[&b].local);
         assert!(again[&a].candidates.iter().any(|candidate| candidate.address == address(77)));
     }
-    broker.handle_request(c, Request::Renew(first[&a].introduction), now).unwrap();
+    broker.handle_request(c, Request::Renew(first[&a].introduction, 7), now).unwrap();
     assert!(drain(&mut broker).is_empty(), "not a side of it");
 }
 

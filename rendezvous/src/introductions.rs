@@ -8,8 +8,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngCore};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
-    Credentials, Introduction, IntroductionId, Meeting, MeetingNumber, NotIntroduced, RegistrationId,
-    RequestId, Role,
+    Credentials, Introduce, Introduction, IntroductionId, Meeting, MeetingNumber, NotIntroduced, Purpose,
+    RegistrationId, Role,
 };
 use rendezvous_wire::relay::Channel;
 use rendezvous_wire::{Candidate, PeerId};
@@ -112,10 +112,9 @@ impl Introductions {
     /// Makes an introduction, if every bound allows it.
     pub fn make(
         &mut self,
-        request: RequestId,
+        asked: Introduce,
         asker: Party,
         target: Party,
-        first_flight: Vec<Vec<u8>>,
         limits: &Limits,
         rng: &mut StdRng,
     ) -> Result<Made, NotIntroduced> {
@@ -127,16 +126,16 @@ impl Introductions {
         self.entries.insert(introduction, entry);
         self.members.entry(asker.registration).or_default().asked.push(introduction);
         self.members.entry(target.registration).or_default().answered.push(introduction);
-        let mut made = made(introduction, channel, asker, target, rng);
-        made.to_asker.request = Some(request);
-        made.to_target.first_flight = first_flight;
+        let mut made = made((introduction, channel, asked.purpose), asker, target, rng);
+        made.to_asker.request = Some(asked.request);
+        made.to_target.first_flight = asked.first_flight;
         Ok(made)
     }
 
     /// Makes an introduction anew: fresh credentials, and what the two sides offer now. `None` when one of the two is not there.
     pub fn renew(
         &mut self,
-        introduction: IntroductionId,
+        (introduction, round): (IntroductionId, u64),
         by: RegistrationId,
         party: impl Fn(RegistrationId) -> Option<Party>,
         rng: &mut StdRng,
@@ -145,7 +144,7 @@ impl Introductions {
         entry.side(by)?;
         let (asker, target) = (party(entry.asker)?, party(entry.target)?);
         entry.meeting = MeetingState::default();
-        Some(made(introduction, entry.channel, asker, target, rng))
+        Some(made((introduction, entry.channel, Purpose::Again(round)), asker, target, rng))
     }
 
     /// Both ends of an introduction, asker's first.
@@ -261,8 +260,7 @@ impl Introductions {
 
 /// What each side is told of the other.
 fn made(
-    introduction: IntroductionId,
-    channel: Channel,
+    (introduction, channel, purpose): (IntroductionId, Channel, Purpose),
     asker: Party,
     target: Party,
     rng: &mut StdRng,
@@ -273,6 +271,7 @@ fn made(
         request: None,
         peer: target.peer,
         instance: target.instance,
+        purpose,
         role: Role::Controlling,
         local: of_asker.clone(),
         remote: of_target.clone(),
@@ -286,6 +285,7 @@ fn made(
         request: None,
         peer: asker.peer,
         instance: asker.instance,
+        purpose,
         role: Role::Controlled,
         local: of_target,
         remote: of_asker,
@@ -312,6 +312,7 @@ pub(crate) fn secret<const N: usize>(rng: &mut StdRng) -> String {
 mod tests {
     use super::*;
     use rand::SeedableRng;
+    use rendezvous_wire::message::RequestId;
 
     fn party(number: u8) -> Party {
         Party {
@@ -330,7 +331,10 @@ mod tests {
         limits: &Limits,
         rng: &mut StdRng,
     ) -> Result<Made, NotIntroduced> {
-        introductions.make(RequestId(5), party(asker), party(target), vec![vec![1, 2]], limits, rng)
+        let (request, purpose) = (RequestId(5), Purpose::Session);
+        let first_flight = vec![vec![1, 2]];
+        let asked = Introduce { request, target: party(target).peer, purpose, first_flight };
+        introductions.make(asked, party(asker), party(target), limits, rng)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rendezvous_wire::relay::Channel;
 pub struct Limits {
     /// Registrations at a time. A waiting QUIC connection costs about 37 kB.
     pub registrations: usize,
-    /// Registrations at a time from one source (an IPv4 address, an IPv6 /64): a carrier NAT hides many homes.
+    /// Registrations at a time from one source (an IPv4 address, an IPv6 /64): a carrier NAT hides thousands of homes.
     pub registrations_per_source: usize,
     /// Registrations at a time under one key; one more ends the oldest, which is most likely a process that has
     /// died without a word.
@@ -23,7 +23,8 @@ pub struct Limits {
     pub answered_per_registration: usize,
     /// Introductions at a time from one registration to one other, so that no stranger fills a peer's share.
     pub introductions_per_pair: usize,
-    /// New signalling connections per source. A handshake costs about 0.2 ms of CPU.
+    /// New signalling connections per source. A handshake costs about 0.2 ms of CPU. All peers behind one carrier's address come back at the
+    /// same time when the server was away.
     pub connecting: Rate,
     /// Introductions asked for per registration.
     pub introducing: Rate,
@@ -32,7 +33,7 @@ pub struct Limits {
     /// Meetings asked for per registration; an introduction asks for one a second at most.
     pub meeting: Rate,
     /// Unauthenticated STUN answers per source and relay thread. What an attacker can have us send to a victim
-    /// whose address he forges.
+    /// whose address he forges; peers that wait for a server to come back ask four times a second.
     pub reflecting: Rate,
     /// Bind requests per registration and relay thread; each one costs an HMAC and a message to the other threads.
     pub binding: Rate,
@@ -47,17 +48,17 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             registrations: 16_384,
-            registrations_per_source: 1_024,
+            registrations_per_source: 4_096,
             registrations_per_peer: 16,
             channels: 262_144,
             asked_per_registration: 256,
             answered_per_registration: 4_096,
             introductions_per_pair: 16,
-            connecting: Rate::new(512, 32),
+            connecting: Rate::new(4_096, 256),
             introducing: Rate::new(128, 8),
-            introducing_per_source: Rate::new(1_024, 64),
+            introducing_per_source: Rate::new(4_096, 256),
             meeting: Rate::new(128, 16),
-            reflecting: Rate::new(256, 64),
+            reflecting: Rate::new(1_024, 512),
             binding: Rate::new(64, 16),
             queued_bytes: 64 * 1024,
             lease: Duration::from_secs(300),

@@ -11,8 +11,10 @@ use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, ReadError, RecvStream,
     SendStream, TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rendezvous_wire::message::{Decoder, MessageError, Request, close_code};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
+use ring::hmac;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -49,6 +51,9 @@ pub(crate) const HANDSHAKES: usize = 1_024;
 /// With so many unregistered connections every new one must prove its address first: a flood from forged addresses
 /// then leaves no state here.
 const RETRY_ABOVE: usize = 256;
+
+/// Least time between two stateless resets: after a restart a thousand peers a second may need one.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -91,9 +96,25 @@ pub(crate) fn endpoint(key: &KeyPair, socket: UdpSocket) -> Result<Endpoint, End
     let crypto = QuicServerConfig::try_from(tls).map_err(|_| EndpointError::Cipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport()));
-    let mut endpoint = EndpointConfig::default();
+    let mut endpoint = resets(key);
     endpoint.grease_quic_bit(false);
     Ok(Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime))?)
+}
+
+/// A server that was killed and started again answers what comes on connections of before with stateless resets (RFC 9000, section 10.3), so that
+/// their peers come back at once and not after a time-out. For that the tokens must be the same, and so the keys: both come from the server's own.
+fn resets(key: &KeyPair) -> EndpointConfig {
+    let derive = |purpose: &str| {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &key.to_der());
+        hmac::sign(&secret, purpose.as_bytes())
+    };
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, derive("stateless resets").as_ref());
+    let mut endpoint = EndpointConfig::new(Arc::new(reset));
+    let ids = derive("connection ids");
+    let ids = ids.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    endpoint.min_reset_interval(RESET_INTERVAL);
+    endpoint
 }
 
 /// An endpoint could not be opened.

@@ -11,7 +11,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use rendezvous::Limits;
 use rendezvous::limits::Rate;
 use rendezvous_wire::KeyPair;
-use rendezvous_wire::message::{Introduce, NotIntroduced, Notice, Request, RequestId, close_code};
+use rendezvous_wire::message::{Introduce, NotIntroduced, Notice, Purpose, Request, RequestId, close_code};
 
 #[tokio::test]
 async fn offline_and_closed_peers_look_the_same() {
@@ -48,7 +48,8 @@ async fn whoever_does_not_register_first_is_turned_away() {
     let server = serve().await;
     let mut line = connect(&server, &KeyPair::generate().unwrap()).await;
     let target = KeyPair::generate().unwrap().id();
-    let introduce = Introduce { request: RequestId(1), target, first_flight: Vec::new() };
+    let introduce =
+        Introduce { request: RequestId(1), target, purpose: Purpose::Session, first_flight: Vec::new() };
     line.tell(&Request::Introduce(introduce)).await;
     assert_eq!(line.close_code().await, close_code::NOT_REGISTERED);
 

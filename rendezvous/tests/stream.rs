@@ -10,7 +10,8 @@ use bytes::BytesMut;
 use common::*;
 use rendezvous::{Limits, Server, TlsPort};
 use rendezvous_wire::message::{
-    Introduce, Introduction, Notice, Register, Registered, Request, RequestId, close_code, decode, encode,
+    Introduce, Introduction, Notice, Purpose, Register, Registered, Request, RequestId, close_code, decode,
+    encode,
 };
 use rendezvous_wire::stream::{Backlog, Decoder, Record, put_binding, put_message};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
@@ -108,7 +109,8 @@ impl StreamPeer {
     }
 
     async fn ask(&mut self, target: PeerId) {
-        let introduce = Introduce { request: RequestId(1), target, first_flight: Vec::new() };
+        let introduce =
+            Introduce { request: RequestId(1), target, purpose: Purpose::Session, first_flight: Vec::new() };
         self.tell(&Request::Introduce(introduce)).await;
     }
 

@@ -23,6 +23,7 @@ mod poisoned;
 mod portmap;
 mod reverse_proxy;
 mod roaming;
+mod servers;
 mod stun_clients;
 mod tcp;
 mod transfer;
@@ -65,6 +66,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(reverse_proxy::trials());
     trials.extend(failover::trials());
     trials.extend(mtu::trials());
+    trials.extend(servers::trials());
     trials.extend(garbage::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -49,15 +49,43 @@ impl Echo {
     ///
     /// When that does not happen.
     pub fn start(world: &World, from: &Host, to: &Host, every: Duration) -> anyhow::Result<Self> {
-        let (listener, id) = world.listener(to, "listener", &["--echo"])?;
-        let every = every.as_millis().to_string();
-        let mut sender =
-            Program::start(from, "echo", &["--server", &world.address, "--every", &every, &id], false)?;
-        let input = Some(sender.stdin()?);
-        let mut echo = Self { sender, listener, input };
+        let mut echo = Self::begin(world, from, to, every, &[])?;
         echo.sender.event(|event| event["direct"] == true, PATIENCE)?;
         echo.listener.event(|event| event["path"] == "direct", PATIENCE)?;
         Ok(echo)
+    }
+
+    /// Starts both, each with these servers besides the world's own, and waits until something has come back.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen.
+    pub fn begin(
+        world: &World,
+        from: &Host,
+        to: &Host,
+        every: Duration,
+        servers: &[&str],
+    ) -> anyhow::Result<Self> {
+        let others: Vec<&str> = servers.iter().flat_map(|server| ["--server", server]).collect();
+        let (listener, id) = world.listener(to, "listener", &[&others[..], &["--echo"]].concat())?;
+        let every = every.as_millis().to_string();
+        let own = ["--server", &world.address, "--every", &every];
+        let mut sender = Program::start(from, "echo", &[&own[..], &others, &[&id]].concat(), false)?;
+        let input = Some(sender.stdin()?);
+        sender.event(|event| event["event"] == "echo", PATIENCE)?;
+        Ok(Self { sender, listener, input })
+    }
+
+    /// Waits until the listener knows something of a server.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen.
+    pub fn listener_hears(&mut self, state: &str) -> anyhow::Result<()> {
+        let heard = |event: &Value| event["event"] == "server" && event["state"] == state;
+        self.listener.event(heard, PATIENCE)?;
+        Ok(())
     }
 
     /// Waits until both have been direct, for the `times`th time.
@@ -141,6 +169,17 @@ impl Echoes {
     pub fn slowest(&self, from: u64, to: u64) -> f64 {
         let within = self.echoes.iter().filter(|(at, _)| (from..=to).contains(at));
         within.map(|(_, took)| *took).max().unwrap_or(to - from) as f64 / 1e3
+    }
+
+    /// When the first echo came after `from`, in milliseconds after it.
+    pub fn first_after(&self, from: u64) -> Option<f64> {
+        let first = self.echoes.iter().map(|(at, _)| *at).find(|at| *at >= from);
+        first.map(|at| (at - from) as f64 / 1e3)
+    }
+
+    /// How often the sender's path changed within these bounds.
+    pub fn changes(&self, from: u64, to: u64) -> usize {
+        self.paths.iter().filter(|(at, _)| (from..=to).contains(at)).count()
     }
 
     /// Whether the sender was on a direct path then.

@@ -208,6 +208,19 @@ impl Program {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
+    /// The CPU time that it has used so far.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // Behind the name, which may have anything in it: the 12th and 13th field (proc(5)), in hundredths of a second.
+        let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        Ok(Duration::from_millis(10 * ticks.sum::<Result<u64, _>>()?))
+    }
+
     /// Waits for its end, and for its last event.
     ///
     /// # Errors

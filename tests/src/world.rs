@@ -76,12 +76,41 @@ impl World {
     ///
     /// When it does not get ready again.
     pub fn restart_server(&mut self) -> anyhow::Result<()> {
+        self.kill_server()?;
+        self.start_server_again()
+    }
+
+    /// Kills the server without a word.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn kill_server(&mut self) -> anyhow::Result<()> {
         self.server.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.server.wait(crate::process::PATIENCE)?;
+        Ok(())
+    }
+
+    /// Starts a server that has been killed, with the same key.
+    ///
+    /// # Errors
+    ///
+    /// When it does not get ready again.
+    pub fn start_server_again(&mut self) -> anyhow::Result<()> {
         let (server, address) = start_server(&self.server_host, &self.directory.path().join("server"), true)?;
         anyhow::ensure!(address == self.address, "another address after the restart: {address}");
         self.server = server;
         Ok(())
+    }
+
+    /// One more server, on a host of its own; it and its address.
+    ///
+    /// # Errors
+    ///
+    /// When it does not get ready.
+    pub fn another_server(&mut self, name: &str) -> anyhow::Result<(Program, String)> {
+        let host = self.lab.add_server(name)?;
+        start_server(&host, &self.directory.path().join(name), true)
     }
 
     /// The key file of a peer.

@@ -5,7 +5,7 @@ use futures_util::StreamExt as _;
 use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
 
 use super::report::Report;
-use super::{EndpointArguments, Failure, explain, interrupted, pipe};
+use super::{EndpointArguments, Failure, explain, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +25,7 @@ pub(super) async fn run(arguments: ConnectArguments, verbose: bool) -> Result<()
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
     let policy = IntroductionPolicy::Only(vec![arguments.peer]);
     let endpoint = arguments.endpoint.open(policy, &report).await?;
+    follow_servers(&endpoint, &report, verbose);
     let outcome = tokio::select! {
         outcome = connect(&endpoint, arguments.peer, &report, verbose) => outcome,
         () = interrupted() => Err(Failure::interrupted()),

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::connect::follow;
 use super::report::Report;
-use super::{EndpointArguments, Failure, interrupted, pipe};
+use super::{EndpointArguments, Failure, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ enum Service {
     Command(Arc<[String]>, Arc<Semaphore>),
 }
 
-pub(super) async fn run(arguments: ListenArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(), Failure> {
     let report = Report::new(arguments.endpoint.json);
     let policy = if arguments.allow.is_empty() {
         IntroductionPolicy::Anyone
@@ -51,6 +51,7 @@ pub(super) async fn run(arguments: ListenArguments) -> Result<(), Failure> {
         IntroductionPolicy::Only(arguments.allow.clone())
     };
     let endpoint = arguments.endpoint.open(policy, &report).await?;
+    follow_servers(&endpoint, &report, verbose);
     report.listening(endpoint.id(), &arguments.endpoint.server);
     let service = if arguments.echo {
         Some(Service::Echo)

@@ -207,7 +207,9 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     start_logging(arguments.verbose);
     let (json, outcome) = match arguments.command {
         Command::Id(command) => (command.json, print_id(&command)),
-        Command::Listen(command) => (command.endpoint.json, listen::run(command).await),
+        Command::Listen(command) => {
+            (command.endpoint.json, listen::run(command, arguments.verbose > 0).await)
+        }
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
@@ -241,6 +243,16 @@ fn start_logging(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+/// Tells what becomes of the rendezvous servers.
+fn follow_servers(endpoint: &peer::Endpoint, report: &Report, verbose: bool) {
+    let (mut changes, report) = (endpoint.server_changes(), report.clone());
+    tokio::spawn(async move {
+        while let Some(change) = changes.next().await {
+            report.server(&change, verbose);
+        }
+    });
 }
 
 /// Resolves on SIGINT or SIGTERM.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use peer::{Explanation, PairReport, Path, PeerId, Session};
+use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Session};
 use serde_json::{Value, json};
 
 /// Where events go.
@@ -62,6 +62,21 @@ impl Report {
         let servers: Vec<_> = servers.iter().map(|server| format!("--server {}", server.quoted())).collect();
         let words = format!("reach me with: peer connect {} {id}", servers.join(" "));
         self.emit("listening", json!({ "id": id.to_string() }), &words);
+    }
+
+    /// A rendezvous server is lost, or there again. Without `--json` only `verbose` tells.
+    pub(super) fn server(&self, change: &ServerChange, verbose: bool) {
+        let host = &change.server.host;
+        let (state, words) = match &change.state {
+            ServerState::Registered => ("registered", format!("registered at {host}")),
+            ServerState::Silent => ("silent", format!("the rendezvous server at {host} does not answer")),
+            ServerState::Answers => ("answers", format!("the rendezvous server at {host} answers again")),
+            ServerState::Lost(error) => ("lost", error.to_string()),
+            _ => return,
+        };
+        if self.json || verbose {
+            self.emit("server", json!({ "server": change.server.to_string(), "state": state }), &words);
+        }
     }
 
     /// A session stands; on which path is told by [`path`](Self::path).

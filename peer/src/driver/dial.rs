@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
 use rendezvous_wire::PeerId;
-use rendezvous_wire::message::{Introduce, Introduction, IntroductionId, NotIntroduced, Request, RequestId};
+use rendezvous_wire::message::{
+    Introduce, Introduction, IntroductionId, NotIntroduced, Purpose, Request, RequestId,
+};
 use tokio::sync::oneshot;
 
 use crate::config;
@@ -192,18 +194,36 @@ impl Driver {
     fn ask(&mut self, key: Key, from: usize) -> bool {
         let Some(state) = self.remotes.get_mut(&key) else { return false };
         let Some(dial) = state.dials.first_mut() else { return false };
-        let servers = self.servers.iter().enumerate().skip(from);
-        for (index, server) in servers.filter(|(_, server)| server.up().is_some()) {
+        let servers = self.servers.iter().enumerate().skip(from).filter(|(_, server)| server.up().is_some());
+        // One that does not answer at present is asked when no other is left.
+        let (doubtful, sound): (Vec<_>, Vec<_>) = servers.partition(|(_, server)| server.is_doubtful());
+        for (index, server) in sound.into_iter().chain(doubtful) {
             let request = RequestId(self.next_request);
             self.next_request += 1;
-            let introduce =
-                Introduce { request, target: state.peer, first_flight: dial.first_flight.clone() };
+            let introduce = Introduce {
+                request,
+                target: state.peer,
+                purpose: Purpose::Session,
+                first_flight: dial.first_flight.clone(),
+            };
             if server.request(Request::Introduce(introduce)) {
                 dial.stage = Stage::Asked { server: index, request };
                 return true;
             }
         }
         false
+    }
+
+    /// A server does not answer: the dials that wait for it turn to another, if there is one.
+    pub(super) fn ask_others(&mut self, silent: usize) {
+        if !self.servers.iter().any(|server| server.up().is_some() && !server.is_doubtful()) {
+            return;
+        }
+        let waits = |dial: &Dial| matches!(dial.stage, Stage::Asked { server, .. } if server == silent);
+        let waiting = self.remotes.iter().filter(|(_, state)| state.dials.first().is_some_and(waits));
+        for key in waiting.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.ask(key, 0);
+        }
     }
 
     fn asked(&self, wanted: RequestId) -> Option<(Key, usize)> {
@@ -216,6 +236,9 @@ impl Driver {
     pub(super) fn not_introduced(&mut self, request: RequestId, reason: NotIntroduced, now: Instant) {
         if let Some(state) = self.renewing(request).and_then(|key| self.remotes.get_mut(&key)) {
             state.renewal.refused(&mut rand::rng(), now);
+            return;
+        }
+        if self.spare_refused(request, now) {
             return;
         }
         let Some((key, server)) = self.asked(request) else { return };
@@ -237,7 +260,7 @@ impl Driver {
         introduction: Introduction,
         now: Instant,
     ) {
-        if let Some(key) = self.renewing(request) {
+        if let Some(key) = self.renewing(request).or_else(|| self.spare_asked(request)) {
             self.renewed(key, server, introduction, now);
             return;
         }
@@ -262,7 +285,14 @@ impl Driver {
                 |state: &RemoteState| state.peer == peer && state.instance == Some(introduction.instance);
             self.remotes.iter().find(|(_, state)| same(state))
         };
-        let key = if let Some((key, _)) = dialling {
+        let again = known().filter(|_| introduction.purpose != Purpose::Session);
+        let key = if let Some((key, _)) = again {
+            *key
+        } else if introduction.purpose == Purpose::Spare {
+            tracing::debug!(peer = %peer.short(), "there is no session to be spared");
+            self.request_close((server, introduction.introduction));
+            return;
+        } else if let Some((key, _)) = dialling {
             if self.identity.id() < peer {
                 // Both dial at once: the smaller id's session is kept, on both sides.
                 tracing::debug!(peer = %peer.short(), "both dialled at once, ours is kept");
@@ -297,15 +327,21 @@ impl Driver {
     }
 
     pub(super) fn introduction_closed(&mut self, server: usize, introduction: IntroductionId, now: Instant) {
-        let state =
-            self.remotes.values_mut().find(|state| state.introduction_id() == Some((server, introduction)));
-        if let Some(state) = state {
+        let closed = (server, introduction);
+        let keys = self.remotes.iter();
+        let found = keys.filter(|(_, state)| state.lanes().any(|lane| lane.named() == closed));
+        let Some(key) = found.map(|(key, _)| *key).next() else { return };
+        if let Some(state) = self.remotes.get_mut(&key) {
             tracing::debug!(peer = %state.peer.short(), "the introduction was closed");
-            state.close_introduction();
-            if state.has_connections() && state.selected.is_none() {
+            let own = state.introduction_id() == Some(closed);
+            for lane in state.lanes_mut().filter(|lane| lane.named() == closed) {
+                lane.closed = true;
+            }
+            if own && state.has_connections() && state.selected.is_none() {
                 state.renewal.want_still(now);
             }
         }
+        self.watch_relay(key, now);
     }
 
     pub(super) fn incoming(&mut self, incoming: quinn::Incoming) {

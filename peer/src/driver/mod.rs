@@ -4,23 +4,31 @@
 //! | module | what |
 //! |---|---|
 //! | `mod` | the loop: events, STUN, timers |
-//! | [`servers`] | rendezvous servers: registration, reflection, candidates |
+//! | [`servers`] | rendezvous servers: registration, reflection, candidates; [`vigil`], whether one still answers |
 //! | [`way`] | how their relays are reached, over UDP or on a stream |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
 //! | [`remote`] | a remote endpoint: its agent, its end; [`route`], which way its datagrams go; [`width`], how long they may be |
+//! | [`lanes`] | the relay channels to it; [`standby`], the spare one; [`relay_watch`], whether the one in use carries; [`doubt`], what is made of that |
+//! | [`precedence`] | which of several introductions counts |
 //! | [`roaming`] | another network; [`renewal`], when to be introduced anew; [`convalescence`], what a sleep leaves behind |
 
 mod convalescence;
 mod dial;
+mod doubt;
 mod extras;
 mod gate;
+mod lanes;
 mod loss;
+mod precedence;
+mod relay_watch;
 mod remote;
 mod renewal;
 mod roaming;
 mod route;
 mod servers;
+mod standby;
+mod vigil;
 mod way;
 mod width;
 
@@ -44,10 +52,12 @@ use crate::keep_alive::Measurement;
 use crate::link::{Reached, Registering};
 use crate::network;
 use crate::portmap::Mapped;
+use crate::server_changes::{Announcer, WeakAnnouncer};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
 
+pub(crate) use relay_watch::{LULL, RelayTraffic};
 use remote::RemoteState;
 use servers::Server;
 
@@ -85,6 +95,10 @@ pub(crate) enum Event {
     ServerUp { server: usize, reached: Reached, registered: Registered },
     /// The signalling connection is gone or could not be made.
     ServerDown { server: usize, error: ServerError },
+    /// Nothing has come back on the signalling connection.
+    ServerSilent { server: usize },
+    /// The server has answered on a stream.
+    StreamAnswered { server: usize },
     /// The server has something to say.
     Notice { server: usize, notice: Notice },
     /// A QUIC handshake begins.
@@ -131,6 +145,7 @@ pub(crate) struct Driver {
     /// Tells this process from others with the same key.
     instance: u64,
     servers: Vec<Server>,
+    changes: Announcer,
     /// Where our router takes packets for us, because we have asked it to.
     port_mapped: watch::Sender<Option<Mapped>>,
     remotes: BTreeMap<Key, RemoteState>,
@@ -182,6 +197,7 @@ impl Driver {
             alive,
             instance: rand::rng().random(),
             servers: Vec::new(),
+            changes: Announcer::new(),
             port_mapped: watch::Sender::new(None),
             remotes: BTreeMap::new(),
             ufrags: BTreeMap::new(),
@@ -211,6 +227,10 @@ impl Driver {
 
     pub(crate) fn events(&self) -> mpsc::Sender<Event> {
         self.events_tx.clone()
+    }
+
+    pub(crate) fn server_changes(&self) -> WeakAnnouncer {
+        self.changes.listen()
     }
 
     pub(crate) fn port_mapped(&self) -> watch::Receiver<Option<Mapped>> {
@@ -259,7 +279,9 @@ impl Driver {
             Event::ServerUp { server, reached, registered } => {
                 self.server_up(server, reached, registered, now);
             }
-            Event::ServerDown { server, error } => self.server_down(server, error),
+            Event::ServerDown { server, error } => self.server_down(server, error, now),
+            Event::ServerSilent { server } => self.server_silent(server, now),
+            Event::StreamAnswered { server } => self.server_answered(server, now),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),
             Event::Incoming(incoming) => self.incoming(*incoming),
             Event::Dialled { key, dial, result } => self.dialled(key, dial, result, now),
@@ -279,7 +301,7 @@ impl Driver {
                 let local = self.mapping();
                 let candidates = self.local_candidates();
                 let state = self.remotes.get(&key);
-                let server = state.and_then(RemoteState::introduction_id).map(|(server, _)| server);
+                let server = state.and_then(RemoteState::lane).map(|lane| lane.server);
                 let over = server.and_then(|server| self.servers.get(server)?.relay_transport());
                 let explanation = state.and_then(|state| state.explain(local));
                 let explanation =
@@ -360,8 +382,10 @@ impl Driver {
                 state.watch_for_loss(&mut self.budget, now);
                 state.handle_timeout(&mut self.budget, now);
                 self.pump(key, now);
+                self.watch_relay(key, now);
             }
         }
+        self.pump_spares(now);
         self.pump_renewals(now);
         if self.next_sweep <= now {
             self.sweep(now);
@@ -387,8 +411,8 @@ impl Driver {
         }
         let replies = std::mem::take(&mut shutdown.replies);
         for state in self.remotes.values() {
-            if let Some(introduction) = state.introduction_id() {
-                self.request_close(introduction);
+            for lane in state.lanes() {
+                self.request_close(lane.named());
             }
         }
         // Without their request queues the signalling tasks say goodbye.

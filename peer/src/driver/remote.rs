@@ -1,6 +1,6 @@
 //! One remote endpoint: the agent that finds paths to it, the route in use, its sessions, its end.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +10,8 @@ use rand::Rng as _;
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, Mapping};
 use rendezvous_wire::message::{
-    Introduction, IntroductionId, Meeting, MeetingNumber, RegistrationId, Request,
+    Introduction, IntroductionId, Meeting, MeetingNumber, Purpose, RegistrationId, Request, Role,
 };
-use rendezvous_wire::relay::Channel;
 use rendezvous_wire::stun::{Received, TransactionId};
 
 use crate::config;
@@ -23,9 +22,12 @@ use crate::socket::{Remote, Route, StunDatagram};
 use super::convalescence::Convalescence;
 use super::dial::Dial;
 use super::extras::Extras;
+use super::lanes::Lane;
 use super::loss::{Counts, LossWatch};
+use super::precedence::Precedence;
+use super::relay_watch::RelayWatch;
 use super::renewal::Renewal;
-use super::way::Way;
+use super::standby::Wanting;
 use super::width::Widths;
 use super::{Driver, Key};
 
@@ -45,6 +47,16 @@ pub(super) struct RemoteState {
     pub(super) news: PathNews,
     pub(super) introduced_at: Option<Instant>,
     pub(super) introduction: Option<Introduced>,
+    /// Relay channels besides the introduction's own.
+    pub(super) spares: Vec<Lane>,
+    /// The spare ones that are to be asked for, by server.
+    pub(super) wanting: BTreeMap<usize, Wanting>,
+    /// The channel in use, when it is not the introduction's own.
+    pub(super) in_use: Option<(usize, IntroductionId)>,
+    /// Whether that still carries.
+    pub(super) relay_watch: RelayWatch,
+    /// Which one counts.
+    pub(super) precedence: Precedence,
     /// Whether it is to be made anew.
     pub(super) renewal: Renewal,
     pub(super) convalescence: Convalescence,
@@ -67,49 +79,35 @@ pub(super) struct RemoteState {
 
 /// An introduction in force.
 pub(super) struct Introduced {
-    id: IntroductionId,
-    pub(super) server: usize,
-    pub(super) registration: RegistrationId,
-    pub(super) way: Way,
-    /// Addresses under which its channel was known before.
-    pub(super) former: Vec<SocketAddr>,
-    pub(super) channel: Channel,
+    pub(super) lane: Lane,
+    pub(super) role: Role,
     pub(super) ladder: Ladder,
     ufrag: String,
     /// How the other side's NAT maps, by its own measure.
     mapping: Mapping,
     /// The server has never seen it over UDP.
     unseen: bool,
-    /// The other side has left it, or is gone.
-    closed: bool,
 }
 
 impl RemoteState {
     pub(super) fn introduction_id(&self) -> Option<(usize, IntroductionId)> {
-        self.introduction.as_ref().map(|introduced| (introduced.server, introduced.id))
+        self.introduction.as_ref().map(|introduced| introduced.lane.named())
     }
 
     /// Where its introduction can be made anew: the server, our registration there, and its number.
     pub(super) fn renewable(&self) -> Option<(usize, RegistrationId, IntroductionId)> {
-        let introduced = self.introduction.as_ref().filter(|introduced| !introduced.closed)?;
-        Some((introduced.server, introduced.registration, introduced.id))
+        let lane =
+            self.introduction.as_ref().map(|introduced| &introduced.lane).filter(|lane| !lane.closed)?;
+        Some((lane.server, lane.registration, lane.id))
     }
 
-    /// The registration at `server` that this remote's relay channel hangs on.
-    pub(super) fn registration(&self, server: usize) -> Option<RegistrationId> {
-        let introduced = self.introduction.as_ref()?;
-        (introduced.server == server).then_some(introduced.registration)
-    }
-
-    /// The other side has left the introduction: what runs goes on, but nothing new begins here.
-    pub(super) fn close_introduction(&mut self) {
-        if let Some(introduced) = &mut self.introduction {
-            introduced.closed = true;
-        }
+    /// The registrations at `server` that this remote's relay channels hang on.
+    pub(super) fn registrations(&self, server: usize) -> impl Iterator<Item = RegistrationId> {
+        self.lanes().filter(move |lane| lane.server == server).map(|lane| lane.registration)
     }
 
     fn is_closed(&self) -> bool {
-        self.introduction.as_ref().is_none_or(|introduced| introduced.closed)
+        self.introduction.as_ref().is_none_or(|introduced| introduced.lane.closed)
     }
 
     /// Whether there is a session on it and so a path to it.
@@ -160,6 +158,8 @@ impl RemoteState {
         let chain = ladder.into_iter().chain(dials);
         chain
             .chain(self.renewal.poll_timeout())
+            .chain(self.spares_wake())
+            .chain(self.relay_watch.poll_timeout())
             .chain(self.widths.next_wake())
             .chain(self.convalescence.poll_timeout())
             .min()
@@ -220,6 +220,11 @@ impl Driver {
                 news: PathNews::new(self.events_tx.clone(), key),
                 introduced_at: None,
                 introduction: None,
+                spares: Vec::new(),
+                wanting: BTreeMap::new(),
+                in_use: None,
+                relay_watch: RelayWatch::default(),
+                precedence: Precedence::default(),
                 renewal: Renewal::default(),
                 convalescence: Convalescence::default(),
                 dials: Vec::new(),
@@ -240,6 +245,17 @@ impl Driver {
     /// Puts an introduction in force: the relay carries from now on, and checks begin.
     pub(super) fn introduce(&mut self, key: Key, server: usize, introduction: Introduction, now: Instant) {
         let Some(up) = self.servers.get(server).and_then(super::Server::up).cloned() else { return };
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        if introduction.purpose == Purpose::Spare {
+            self.add_spare(key, server, &introduction, now);
+            return;
+        }
+        if !state.precedence.admits(introduction.purpose, introduction.introduction) {
+            // It is heard, and goes as soon as there is one too many.
+            tracing::debug!(peer = %state.peer.short(), "another introduction counts");
+            self.add_spare(key, server, &introduction, now);
+            return;
+        }
         let relay = up.way.relay();
         let agent = peer_agent::Config::new(
             introduction.role,
@@ -265,7 +281,8 @@ impl Driver {
             tracing::warn!("the rendezvous server gave credentials that cannot be used");
             return;
         };
-        self.end_introduction(key);
+        let lane = Lane::new(&introduction, server, (up.registration, up.way.clone()));
+        let former = self.end_introduction(key);
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let ufrag = introduction.local.ufrag;
         self.ufrags.insert(ufrag.clone(), key);
@@ -280,23 +297,27 @@ impl Driver {
             milestones.introduced.get_or_insert(now);
         });
         state.introduction = Some(Introduced {
-            id: introduction.introduction,
-            server,
-            registration: up.registration,
-            way: up.way.clone(),
-            former: Vec::new(),
-            channel: introduction.channel,
+            lane,
+            role: introduction.role,
             ladder,
             ufrag,
             mapping: introduction.mapping,
             unseen,
-            closed: false,
         });
+        state.in_use = None;
+        state.relay_watch.reset();
         self.socket.update(|table| {
             table.channels.insert((relay, introduction.channel), key);
         });
+        let again = (server, introduction.introduction);
+        let named_again = |lane: &Lane| lane.named() == again;
+        state.spares.retain(|lane| !named_again(lane));
+        let other = former.filter(|lane| !named_again(lane));
         tracing::debug!(peer = %state.peer.short(), mapping = %introduction.mapping, candidates = introduction.candidates.len(), "introduced");
         state.selected = None;
+        if let Some(lane) = other {
+            self.keep_lane(key, lane, now);
+        }
         self.route_over_relay(key, now);
         if let Some(state) = self.remotes.get_mut(&key) {
             // The other side may have been away for long, and neither has had an answer to anything.
@@ -307,19 +328,15 @@ impl Driver {
         self.pump(key, now);
     }
 
-    /// Takes a remote's introduction out of force, if there is one.
-    fn end_introduction(&mut self, key: Key) {
-        let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(mut introduced) = state.introduction.take() else { return };
+    /// Takes a remote's introduction out of force, if there is one. Its channel is still known.
+    fn end_introduction(&mut self, key: Key) -> Option<Lane> {
+        let state = self.remotes.get_mut(&key)?;
+        let mut introduced = state.introduction.take()?;
         introduced.ladder.leave(&mut self.budget);
         // Routes through them have gone over to the new introduction's relay, or are of no more use.
         state.extras.clear(&self.socket);
         self.ufrags.remove(&introduced.ufrag);
-        self.socket.update(|table| {
-            for relay in introduced.former.iter().copied().chain([introduced.way.relay()]) {
-                table.channels.remove(&(relay, introduced.channel));
-            }
-        });
+        Some(introduced.lane)
     }
 
     /// Carries out what a remote's ladder wants.
@@ -341,11 +358,11 @@ impl Driver {
                 },
                 Output::Meet(doors) => {
                     tracing::debug!(peer = %state.peer.short(), doors = doors.len(), "ready to meet");
-                    let (server, introduction) = (introduced.server, introduced.id);
+                    let (server, introduction) = introduced.lane.named();
                     self.request(server, Request::Meet(Meeting { introduction, doors }));
                 }
                 Output::Primed(number) => {
-                    let (server, introduction) = (introduced.server, introduced.id);
+                    let (server, introduction) = introduced.lane.named();
                     self.request(server, Request::Primed(introduction, number));
                 }
                 Output::Event(event) => self.handle_agent_event(key, event, now),
@@ -374,6 +391,7 @@ impl Driver {
                 tracing::debug!(peer = %state.peer.short(), remote = %path.remote, ?reason, "direct path lost");
                 state.selected = None;
                 self.route_over_relay(key, now);
+                self.mend(key, now);
             }
             peer_agent::Event::Doubtful { .. } => self.route_both_ways(key, now),
             peer_agent::Event::Trusted { .. } => self.route_directly(key, now),
@@ -461,10 +479,11 @@ impl Driver {
             return;
         }
         tracing::debug!(peer = %state.peer.short(), "no session left");
-        if let Some(introduction) = state.introduction_id() {
-            self.request_close(introduction);
+        let mut lanes = std::mem::take(&mut state.spares);
+        lanes.extend(self.end_introduction(key));
+        for lane in &lanes {
+            self.forget_lane(lane);
         }
-        self.end_introduction(key);
         self.remotes.remove(&key);
         self.socket.update(|table| {
             table.remotes.remove(&key);

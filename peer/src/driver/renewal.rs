@@ -45,9 +45,16 @@ impl Renewal {
         }
     }
 
+    /// It is from then on, if it is not already.
+    pub(super) fn want_from(&mut self, from: Instant) {
+        if self.wanted.is_none() {
+            self.want(from);
+        }
+    }
+
     /// Something has turned up that helps where nothing else does: to be looked at again then.
     pub(super) fn consider(&mut self, at: Instant) {
-        self.considered = Some(at);
+        self.considered = Some(self.considered.map_or(at, |known| known.min(at)));
     }
 
     /// Whether that moment has come, once.

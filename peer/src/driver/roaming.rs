@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::message::{Introduce, Introduction, Request, RequestId};
+use rendezvous_wire::message::{Introduce, Introduction, Purpose, Request, RequestId};
 
 use crate::network::Change;
 
 use super::remote::RemoteState;
+use super::servers::Server;
 use super::{Driver, Key};
 
 /// How long the relay may take to answer from the new network before the signalling connection is made anew: it may be bound to an address
@@ -61,8 +62,11 @@ impl Driver {
 
     /// A server is there again.
     pub(super) fn hasten_renewals(&mut self, now: Instant) {
+        let fresh = self.fresh_until.is_some_and(|until| until > now);
         for state in self.remotes.values_mut() {
-            state.renewal.hasten(now);
+            // A server that was started anew has forgotten both sides: one of them is enough to ask.
+            let defer = if fresh { Duration::ZERO } else { state.defers() };
+            state.renewal.hasten(now + defer);
         }
         self.pump_renewals(now);
     }
@@ -119,21 +123,26 @@ impl Driver {
 
     /// Has the introduction in force made anew, where it still is.
     fn ask_to_renew(&self, key: Key) -> bool {
-        let introduction = self.remotes.get(&key).and_then(RemoteState::renewable);
-        let Some((server, registration, introduction)) = introduction else { return false };
+        let Some(state) = self.remotes.get(&key) else { return false };
+        let Some((server, registration, introduction)) = state.renewable() else { return false };
+        let round = state.precedence.next_round();
         let server = self.servers.get(server);
-        let server = server.filter(|server| server.up().is_some_and(|up| up.registration == registration));
-        server.is_some_and(|server| server.request(Request::Renew(introduction)))
+        let server = server.filter(|server| {
+            !server.is_doubtful() && server.up().is_some_and(|up| up.registration == registration)
+        });
+        server.is_some_and(|server| server.request(Request::Renew(introduction, round)))
     }
 
     /// Asks for an introduction at one of the servers, another each time.
     fn ask_again(&mut self, key: Key, attempt: u32) -> Option<RequestId> {
-        let target = self.remotes.get(&key)?.peer;
-        let up: Vec<_> = self.servers.iter().filter(|server| server.up().is_some()).collect();
+        let state = self.remotes.get(&key)?;
+        let (target, purpose) = (state.peer, Purpose::Again(state.precedence.next_round()));
+        let usable = |server: &&Server| server.up().is_some() && !server.is_doubtful();
+        let up: Vec<_> = self.servers.iter().filter(usable).collect();
         let server = up.get(attempt as usize % up.len().max(1))?;
         let request = RequestId(self.next_request);
-        let asked =
-            server.request(Request::Introduce(Introduce { request, target, first_flight: Vec::new() }));
+        let introduce = Introduce { request, target, purpose, first_flight: Vec::new() };
+        let asked = server.request(Request::Introduce(introduce));
         self.next_request += 1;
         asked.then_some(request)
     }

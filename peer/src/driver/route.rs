@@ -8,6 +8,7 @@ use crate::config;
 use crate::session::{Path, WeakSession};
 use crate::socket::{Route, Straight};
 
+use super::lanes::Lane;
 use super::remote::RemoteState;
 use super::{Driver, Key};
 
@@ -46,14 +47,19 @@ impl RemoteState {
 impl Driver {
     pub(super) fn route_over_relay(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
-        state.news.announce(introduced.way.path());
-        let relay = introduced.way.framed(introduced.channel);
+        let Some(lane) = state.lane() else { return };
+        let (path, relay) = (lane.way.path(), lane.framed());
+        let second = state.spare(&self.servers).filter(|_| state.relay_watch.is_doubtful()).map(Lane::framed);
+        state.news.announce(path);
         state.widths.no_direct();
         if state.widths.relay(relay.clone(), now) {
             state.remote.set_wide(false, false);
         }
-        if state.remote.switch(Route::Relay(relay), now) {
+        let route = match second {
+            Some(second) => Route::Relays { first: relay, second },
+            None => Route::Relay(relay),
+        };
+        if state.remote.switch(route, now) {
             state.kick();
         }
     }
@@ -63,17 +69,18 @@ impl Driver {
         if let Some(state) = self.remotes.get_mut(&key) {
             state.watch_traffic(now);
             self.pump(key, now);
+            self.watch_relay(key, now);
         }
     }
 
     /// The direct path is in doubt: the relay carries everything as well.
     pub(super) fn route_both_ways(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
+        let Some(lane) = state.lane() else { return };
+        let relay = lane.framed();
         let (Route::Direct(direct) | Route::Both { direct, .. }) = (**state.remote.route()).clone() else {
             return;
         };
-        let relay = introduced.way.framed(introduced.channel);
         if state.widths.relay(relay.clone(), now) {
             state.remote.set_wide(false, false);
         }

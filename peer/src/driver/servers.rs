@@ -21,11 +21,13 @@ use crate::gather::host_candidates;
 use crate::keep_alive::{KeepAlive, Measurement, SAFE, SILENCES};
 use crate::link::{Place, Reached, Registering};
 use crate::reflection::Reflection;
+use crate::server_changes::ServerState;
 use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route, Straight};
 
 use super::roaming::ANSWER;
+use super::vigil::{Step, Vigil};
 use super::way::{Streams, Way};
 use super::{Driver, Event, Online};
 
@@ -39,7 +41,10 @@ pub(super) struct Server {
     void: Arc<Notify>,
     /// Has it try TCP.
     deaf: Arc<Notify>,
+    pub(super) address: RendezvousAddress,
     pub(super) state: State,
+    /// Whether it answers.
+    vigil: Vigil,
     /// Reflection clients: the present registration's last, before it those of earlier ones whose introductions still live, since
     /// their relay bindings must not lapse.
     reflections: Vec<(RegistrationId, Reflection)>,
@@ -120,7 +125,8 @@ impl Server {
         let reflections = self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout());
         let measurement = self.up().and_then(|_| self.keep_alive.poll_timeout());
         let answer = self.answer_by.map(|(_, until)| until);
-        reflections.chain(measurement).chain(self.streams.poll_timeout()).chain(answer).min()
+        let others = self.streams.poll_timeout().into_iter().chain(answer).chain(self.vigil.poll_timeout());
+        reflections.chain(measurement).chain(others).min()
     }
 
     /// Has all reflection clients renew as often as is right now.
@@ -152,6 +158,40 @@ impl Server {
             reflection.ask_anew(now);
         }
         self.answer_by = Some((now, now + ANSWER));
+    }
+
+    /// It should have answered something.
+    pub(super) fn suspect(&mut self, now: Instant) {
+        if self.up().is_some() {
+            self.vigil.suspect(now);
+        }
+    }
+
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.vigil.is_doubtful()
+    }
+
+    /// It has answered. True when that ends a doubt.
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
+        self.vigil.handle_answer(now)
+    }
+
+    /// Asks it whether it is there. True: it is in doubt from now on.
+    fn keep_vigil(&mut self, now: Instant) -> bool {
+        let mut doubted = false;
+        while let Some(step) = self.vigil.poll(now) {
+            match step {
+                Step::Doubt => doubted = true,
+                Step::Ask => {
+                    self.streams.ask();
+                    // Of whatever registration: any answer is one.
+                    if let Some((_, reflection)) = self.reflections.last_mut() {
+                        reflection.hurry(now);
+                    }
+                }
+            }
+        }
+        doubted
     }
 
     /// Makes the signalling connection anew.
@@ -194,7 +234,7 @@ impl Driver {
         let (void, deaf) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let signalling = Signalling {
             index: self.servers.len(),
-            address,
+            address: address.clone(),
             identity: self.identity.clone(),
             quinn: self.quinn.clone(),
             socket: self.socket.clone(),
@@ -203,13 +243,16 @@ impl Driver {
             void: void.clone(),
             deaf: deaf.clone(),
             alive: self.alive.clone(),
+            on_stream: false,
         };
         tokio::spawn(signalling.run());
         self.servers.push(Server {
             requests,
             void,
             deaf,
+            address,
             state: State::Connecting,
+            vigil: Vigil::new(rand::rng().random()),
             reflections: Vec::new(),
             keep_alive: KeepAlive::new(),
             uploaded: None,
@@ -301,12 +344,16 @@ impl Driver {
 
     pub(super) fn server_up(&mut self, index: usize, reached: Reached, registered: Registered, now: Instant) {
         let in_use: Vec<RegistrationId> =
-            self.remotes.values().filter_map(|state| state.registration(index)).collect();
+            self.remotes.values().flat_map(|state| state.registrations(index)).collect();
         let Some(server) = self.servers.get_mut(index) else { return };
         let id = registered.registration;
         // One that has begun anew has lost what the old one knew, but counts on.
         server.next_sequence();
-        server.reflections.retain(|(other, _)| *other != id && in_use.contains(other));
+        server.reflections.retain(|(other, reflection)| {
+            *other != id && in_use.contains(other) && !reflection.is_disowned()
+        });
+        server.vigil.handle_answer(now);
+        self.changes.announce(&server.address, ServerState::Registered);
         let lease = Duration::from_secs(registered.lease.into());
         match reached {
             Reached::Stream(tunnel) => {
@@ -342,6 +389,7 @@ impl Driver {
         self.move_relayed(index, now);
         self.pump_servers(now);
         self.start_waiting(now);
+        self.mend_all(now);
         self.hasten_renewals(now);
     }
 
@@ -399,8 +447,10 @@ impl Driver {
         self.move_relayed(index, now);
     }
 
-    pub(super) fn server_down(&mut self, index: usize, error: ServerError) {
+    pub(super) fn server_down(&mut self, index: usize, error: ServerError, now: Instant) {
         let Some(server) = self.servers.get_mut(index) else { return };
+        let was_up = server.up().is_some();
+        let doubted = server.vigil.lose(now);
         server.state = State::Down(error.clone());
         server.uploaded = None;
         let usable = self.servers.iter().any(|server| !matches!(server.state, State::Down(_)));
@@ -408,14 +458,30 @@ impl Driver {
             self.fail_waiting(&error);
         }
         let ready = self.servers.iter().any(Server::is_settled);
-        self.online.send_replace(Online { ready, failed: (!usable).then_some(error) });
+        self.online.send_replace(Online { ready, failed: (!usable).then_some(error.clone()) });
+        if let Some(server) = self.servers.get(index) {
+            let state = if was_up || matches!(error, ServerError::Lost { .. }) {
+                tracing::info!(host = %server.address.host, %error, "the rendezvous server is lost");
+                ServerState::Lost(error)
+            } else {
+                ServerState::Failed(error)
+            };
+            self.changes.announce(&server.address, state);
+        }
+        if doubted && was_up {
+            self.server_doubted(index, now);
+        }
     }
 
     /// Sends what reflection has due.
     pub(super) fn pump_servers(&mut self, now: Instant) {
+        let mut doubted = Vec::new();
         for (index, server) in self.servers.iter_mut().enumerate() {
             server.streams.handle_timeout(now);
             server.judge_silence(now);
+            if server.keep_vigil(now) {
+                doubted.push(index);
+            }
             let relay = server.current().and_then(Reflection::relay).map(|(_, relay)| relay);
             if let Some(relay) = relay
                 && let Some(measurement) = server.keep_alive.poll_measurement(now)
@@ -432,6 +498,9 @@ impl Driver {
             }
         }
         self.handle_settled(now);
+        for index in doubted {
+            self.server_doubted(index, now);
+        }
     }
 
     /// Tells every server that holds a registration of ours what it does not know yet.
@@ -447,10 +516,11 @@ impl Driver {
 
     /// Takes a STUN response from a server. False: not one of ours.
     pub(super) fn reflected(&mut self, source: SocketAddr, message: &Received<'_>, now: Instant) -> bool {
-        let mut reflections = self.servers.iter_mut().flat_map(|server| server.reflections.iter_mut());
-        if !reflections.any(|(_, reflection)| reflection.handle_response(source, message, now)) {
-            return false;
-        }
+        let answers = |server: &mut Server| {
+            let mut reflections = server.reflections.iter_mut();
+            reflections.any(|(_, reflection)| reflection.handle_response(source, message, now))
+        };
+        let Some(answering) = self.servers.iter_mut().position(answers) else { return false };
         for server in &mut self.servers {
             if let Some(mapped) = server.current().and_then(Reflection::bound_at)
                 && server.keep_alive.seen(mapped, now)
@@ -468,6 +538,7 @@ impl Driver {
         }
         self.upload_changes();
         self.handle_settled(now);
+        self.server_answered(answering, now);
         true
     }
 

@@ -12,6 +12,7 @@ use crate::socket::{Carrier, Framed, Route, SocketIndex};
 use crate::tunnel::Tunnel;
 use crate::tunnel::outlet::Outlet;
 
+use super::lanes::Lane;
 use super::remote::RemoteState;
 use super::{Driver, Key};
 
@@ -52,7 +53,7 @@ impl Way {
     pub(super) fn framed(&self, channel: Channel) -> Framed {
         let carrier = match self {
             Self::Udp { socket, relay } => Carrier::Udp { socket: *socket, address: *relay },
-            Self::Stream { outlet, .. } => Carrier::Stream(outlet.clone()),
+            Self::Stream { relay, outlet, .. } => Carrier::Stream { address: *relay, outlet: outlet.clone() },
         };
         Framed { carrier, channel }
     }
@@ -76,6 +77,13 @@ impl Streams {
         *self = Self { current: Some(tunnel), left: None };
     }
 
+    /// Asks the one in use for an answer.
+    pub(super) fn ask(&self) {
+        if let Some(tunnel) = &self.current {
+            tunnel.ask();
+        }
+    }
+
     /// UDP has taken its place.
     pub(super) fn leave(&mut self, now: Instant) {
         self.left = self.current.take().map(|tunnel| (now + LINGER, tunnel)).or(self.left.take());
@@ -93,17 +101,17 @@ impl Streams {
 impl RemoteState {
     /// The relay at `server` is reached in another way. `None`: that is nothing to this remote.
     fn move_relay(&mut self, server: usize, registration: RegistrationId, way: &Way) -> Option<()> {
-        let introduced = self.introduction.as_mut()?;
-        let same = introduced.server == server && introduced.registration == registration;
-        if !same || introduced.way == *way {
-            return None;
+        let mut moved = None;
+        let here = |lane: &&mut Lane| lane.server == server && lane.registration == registration;
+        for lane in self.lanes_mut().filter(here).filter(|lane| lane.way != *way) {
+            let former = std::mem::replace(&mut lane.way, way.clone()).relay();
+            lane.former.retain(|relay| *relay != former && *relay != way.relay());
+            if former != way.relay() {
+                lane.former.push(former);
+            }
+            moved = Some(());
         }
-        let former = std::mem::replace(&mut introduced.way, way.clone()).relay();
-        introduced.former.retain(|relay| *relay != former && *relay != way.relay());
-        if former != way.relay() {
-            introduced.former.push(former);
-        }
-        Some(())
+        moved
     }
 }
 
@@ -130,23 +138,23 @@ impl Driver {
     /// UDP is back and it is known where we are seen: both sides of what is relayed can try for a direct path.
     pub(super) fn renew_relayed(&mut self, index: usize) {
         let relayed = self.remotes.values().filter(|state| state.is_live() && state.selected.is_none());
-        let introductions: Vec<_> = relayed.filter_map(RemoteState::introduction_id).collect();
-        for (_, introduction) in introductions.into_iter().filter(|(server, _)| *server == index) {
-            self.request(index, Request::Renew(introduction));
+        let introductions: Vec<_> = relayed
+            .filter_map(|state| Some((state.introduction_id()?, state.precedence.next_round())))
+            .filter(|((server, _), _)| *server == index)
+            .collect();
+        for ((_, introduction), round) in introductions {
+            self.request(index, Request::Renew(introduction, round));
         }
     }
 
     /// The relay is reached in another way: its channel is known there too, and what is relayed goes there.
     fn rejoin_channel(&mut self, key: Key, now: Instant) {
         let Some(state) = self.remotes.get(&key) else { return };
-        let Some(introduced) = &state.introduction else { return };
-        let known = (introduced.way.relay(), introduced.channel);
+        let known: Vec<_> = state.lanes().flat_map(Lane::names).map(|name| (name, key)).collect();
         let route = (**state.remote.route()).clone();
-        self.socket.update(|table| {
-            table.channels.insert(known, key);
-        });
+        self.socket.update(|table| table.channels.extend(known));
         match route {
-            Route::Relay(_) => self.route_over_relay(key, now),
+            Route::Relay(_) | Route::Relays { .. } => self.route_over_relay(key, now),
             Route::Both { .. } => self.route_both_ways(key, now),
             Route::Capture | Route::Direct(_) => {}
         }

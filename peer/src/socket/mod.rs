@@ -7,6 +7,7 @@
 mod congestion;
 mod meter;
 mod pieces;
+mod relay_meter;
 mod remote;
 mod sending;
 mod table;

@@ -12,6 +12,7 @@ use rendezvous_wire::relay::Channel;
 use super::congestion::PathEpoch;
 use super::meter::Meter;
 use super::pieces::Reassembly;
+use super::relay_meter::RelayMeter;
 use crate::tunnel::outlet::Outlet;
 
 /// The index of one of the path socket's UDP sockets.
@@ -28,6 +29,8 @@ pub(crate) enum Route {
     Relay(Framed),
     /// Everything both ways, while the direct one is in doubt. QUIC drops whichever copy comes second.
     Both { direct: Straight, relay: Framed },
+    /// Everything over two relays, while the first is in doubt.
+    Relays { first: Framed, second: Framed },
 }
 
 /// Straight to an address.
@@ -49,8 +52,17 @@ pub(crate) struct Framed {
 pub(crate) enum Carrier {
     /// In datagrams.
     Udp { socket: SocketIndex, address: SocketAddr },
-    /// On a stream.
-    Stream(Arc<Outlet>),
+    /// On a stream to, or through, this address.
+    Stream { address: SocketAddr, outlet: Arc<Outlet> },
+}
+
+impl Framed {
+    /// Where what the relay sends comes from.
+    pub(super) fn source(&self) -> SocketAddr {
+        match &self.carrier {
+            Carrier::Udp { address, .. } | Carrier::Stream { address, .. } => *address,
+        }
+    }
 }
 
 impl Route {
@@ -58,7 +70,15 @@ impl Route {
     pub(crate) fn direct(&self) -> Option<SocketAddr> {
         match self {
             Self::Direct(direct) | Self::Both { direct, .. } => Some(direct.address),
-            Self::Capture | Self::Relay(_) => None,
+            Self::Capture | Self::Relay(_) | Self::Relays { .. } => None,
+        }
+    }
+
+    /// The relay in use, unless a direct path is.
+    fn relay(&self) -> Option<&Framed> {
+        match self {
+            Self::Relay(relay) | Self::Relays { first: relay, .. } => Some(relay),
+            Self::Capture | Self::Direct(_) | Self::Both { .. } => None,
         }
     }
 }
@@ -73,6 +93,8 @@ pub(crate) struct Remote {
     route: ArcSwap<Route>,
     /// Of the direct route.
     pub(crate) meter: Meter,
+    /// Of the relayed one.
+    pub(crate) relay_meter: RelayMeter,
     /// Whether the direct path, and the relayed one, are known to carry datagrams of full size.
     pub(super) direct_is_wide: AtomicBool,
     pub(super) relay_is_wide: AtomicBool,
@@ -93,6 +115,7 @@ impl Remote {
             epoch: Arc::new(PathEpoch::new(now)),
             route: ArcSwap::from_pointee(route),
             meter: Meter::new(now),
+            relay_meter: RelayMeter::new(now),
             direct_is_wide: AtomicBool::new(false),
             relay_is_wide: AtomicBool::new(false),
             number: AtomicU16::new(0),
@@ -114,7 +137,15 @@ impl Remote {
         }
         let direct = matches!(route, Route::Direct(_));
         // The relay goes on as it is when the direct route beside it ends.
-        let same = matches!((&*before, &route), (Route::Capture, _) | (Route::Both { .. }, Route::Relay(_)));
+        let same = match (&*before, &route) {
+            (Route::Capture, _) | (Route::Both { .. }, Route::Relay(_)) => true,
+            // One of the two goes on as it is.
+            (Route::Relays { first, second }, Route::Relay(relay)) => relay == first || relay == second,
+            _ => false,
+        };
+        if before.relay() != route.relay() {
+            self.relay_meter.reset();
+        }
         if before.direct() != route.direct() {
             self.meter.reset();
             self.direct_is_wide.store(false, Ordering::Relaxed);
@@ -134,7 +165,11 @@ impl Remote {
 
     /// A datagram of its own has come from `source`, over a relay or not. True when the driver has to be told.
     pub(super) fn note_received(&self, source: SocketAddr, relayed: bool) -> bool {
-        let Some(direct) = self.route.load().direct() else { return false };
+        let route = self.route.load();
+        if let Some(relay) = route.relay() {
+            return relayed && self.relay_meter.note_received(relay.source() == source);
+        }
+        let Some(direct) = route.direct() else { return false };
         if relayed {
             return self.meter.note_copy();
         }

@@ -27,13 +27,30 @@ impl PathSocket {
                 Ok(())
             }
             Route::Direct(direct) => self.send_straight(remote, *direct, transmit),
-            Route::Relay(relay) => self.send_framed(remote, relay, transmit),
+            Route::Relay(relay) => {
+                self.send_framed(remote, relay, transmit)?;
+                self.note_relayed(remote);
+                Ok(())
+            }
+            Route::Relays { first, second } => {
+                self.send_framed(remote, first, transmit)?;
+                self.note_relayed(remote);
+                // As above: it has left once.
+                let _ = self.send_framed(remote, second, transmit);
+                Ok(())
+            }
             Route::Both { direct, relay } => {
                 self.send_straight(remote, *direct, transmit)?;
                 // It has left once: what the relay's socket cannot take is lost.
                 let _ = self.send_framed(remote, relay, transmit);
                 Ok(())
             }
+        }
+    }
+
+    fn note_relayed(&self, remote: &Remote) {
+        if remote.relay_meter.note_sent(Instant::now()) {
+            let _ = self.traffic.send(remote.synthetic);
         }
     }
 
@@ -80,7 +97,7 @@ impl PathSocket {
                 let destination = *address;
                 self.send_on(*socket, &Transmit { destination, ecn, contents, segment_size, src_ip: None })
             }
-            Carrier::Stream(outlet) => {
+            Carrier::Stream { outlet, .. } => {
                 outlet.push(contents, segment_size.unwrap_or(contents.len()));
                 Ok(())
             }
@@ -105,7 +122,7 @@ impl PathSocket {
     fn send_control(&self, to: &Framed, frame: &[u8]) {
         match &to.carrier {
             Carrier::Udp { socket, address } => self.send_stun(*socket, *address, frame),
-            Carrier::Stream(outlet) => outlet.push(frame, frame.len()),
+            Carrier::Stream { outlet, .. } => outlet.push(frame, frame.len()),
         }
     }
 

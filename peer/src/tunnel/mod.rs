@@ -19,9 +19,10 @@ use bytes::{Bytes, BytesMut};
 use rendezvous_wire::message::{self, Notice, close_code};
 use rendezvous_wire::stream::{Decoder, Record, put_binding, put_close, put_message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
+use crate::driver::Event;
 use crate::socket::PathSocket;
 use dial::Dialled;
 use outlet::Outlet;
@@ -52,7 +53,16 @@ pub(crate) struct Tunnel {
     /// Whether that is a proxy's.
     pub(crate) through_proxy: bool,
     pub(crate) outlet: Arc<Outlet>,
+    /// Has the binding renewed at once, which the server answers.
+    ask: Arc<Notify>,
     _open: watch::Sender<()>,
+}
+
+impl Tunnel {
+    /// Asks the server for an answer: an [`Event::StreamAnswered`].
+    pub(crate) fn ask(&self) {
+        self.ask.notify_one();
+    }
 }
 
 /// The messages' end.
@@ -83,26 +93,29 @@ impl Conversation {
     }
 }
 
-/// Puts a stream to work: it binds under `sequence` first. `alive` is held for as long as it is.
+/// Puts a stream to work: it binds under `sequence` first. Whoever `answers` names hears when the server, of that number, has answered. `alive` is
+/// held for as long as it is.
 pub(crate) fn start(
     dialled: Dialled,
     sequence: u64,
     socket: Arc<PathSocket>,
+    answers: (usize, mpsc::Sender<Event>),
     alive: watch::Receiver<()>,
 ) -> (Tunnel, Conversation) {
     let (requests, outgoing) = mpsc::channel(REQUESTS);
     let (incoming, notices) = mpsc::channel(NOTICES);
     let (open, closed) = watch::channel(());
     let outlet = Arc::new(Outlet::new());
+    let ask = Arc::new(Notify::new());
     let address = dialled.address;
     let (reader, writer) = tokio::io::split(dialled.stream);
-    let reading = Reading { reader, decoder: Decoder::default(), address, socket, incoming };
-    let writing = Writing { writer, sequence, outgoing, outlet: outlet.clone() };
+    let reading = Reading { reader, decoder: Decoder::default(), address, socket, incoming, answers };
+    let writing = Writing { writer, sequence, outgoing, outlet: outlet.clone(), ask: ask.clone() };
     tokio::spawn(async move {
         run(reading, writing, closed).await;
         drop(alive);
     });
-    let tunnel = Tunnel { address, through_proxy: dialled.through_proxy, outlet, _open: open };
+    let tunnel = Tunnel { address, through_proxy: dialled.through_proxy, outlet, ask, _open: open };
     (tunnel, Conversation { requests, notices })
 }
 
@@ -127,6 +140,7 @@ struct Reading {
     address: SocketAddr,
     socket: Arc<PathSocket>,
     incoming: mpsc::Sender<Result<Notice, End>>,
+    answers: (usize, mpsc::Sender<Event>),
 }
 
 impl Reading {
@@ -148,7 +162,12 @@ impl Reading {
                         return End::Broken(format!("the server does not speak this protocol: {error}"));
                     }
                 },
-                Ok(Some(Record::Binding(_))) => continue,
+                Ok(Some(Record::Binding(_))) => {
+                    let (server, events) = &self.answers;
+                    // A driver that is too busy to hear of this one hears of the next.
+                    let _ = events.try_send(Event::StreamAnswered { server: *server });
+                    continue;
+                }
                 Ok(Some(Record::Close { code, reason })) => return End::Closed { code, reason },
                 Err(error) => {
                     return End::Broken(format!("the server does not speak this protocol: {error}"));
@@ -171,6 +190,7 @@ struct Writing {
     sequence: u64,
     outgoing: mpsc::Receiver<Bytes>,
     outlet: Arc<Outlet>,
+    ask: Arc<Notify>,
 }
 
 impl Writing {
@@ -185,6 +205,7 @@ impl Writing {
             tokio::select! {
                 Some(request) = self.outgoing.recv() => put_message(&request, &mut small),
                 () = self.outlet.filled() => {}
+                () = self.ask.notified() => put_binding(self.sequence, &mut small),
                 _ = keep_alive.tick() => put_binding(self.sequence, &mut small),
             }
             while let Ok(request) = self.outgoing.try_recv() {

@@ -15,8 +15,8 @@ use quinn::{
 use rendezvous::{Builder, Limits, Server};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
-    Decoder, Introduce, Introduction, IntroductionPolicy, NotIntroduced, Notice, Register, Registered,
-    Request, RequestId, encode,
+    Decoder, Introduce, Introduction, IntroductionPolicy, NotIntroduced, Notice, Purpose, Register,
+    Registered, Request, RequestId, encode,
 };
 use rendezvous_wire::stun::{BindRequest, Class, Key, Received, TransactionId};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
@@ -164,7 +164,7 @@ impl Peer {
     pub(crate) async fn ask(&mut self, target: PeerId, first_flight: Vec<Vec<u8>>) -> RequestId {
         self.asked += 1;
         let request = RequestId(self.asked);
-        let introduce = Introduce { request, target, first_flight };
+        let introduce = Introduce { request, target, purpose: Purpose::Session, first_flight };
         self.line.tell(&Request::Introduce(introduce)).await;
         request
     }

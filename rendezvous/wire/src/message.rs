@@ -73,8 +73,9 @@ pub enum Request {
     /// Our NAT is open toward the other side's doors of this meeting.
     Primed(IntroductionId, MeetingNumber),
     /// Our network has changed: introduce the two sides of this introduction anew, with what each can offer now. Both get a
-    /// [`Notice::Introduction`] of the same number, with the same roles and the same channel, so what is relayed goes on.
-    Renew(IntroductionId),
+    /// [`Notice::Introduction`] of the same number, with the same roles and the same channel, so what is relayed goes on. With the round for
+    /// [`Purpose::Again`].
+    Renew(IntroductionId, u64),
 }
 
 /// From a rendezvous server to a peer.
@@ -129,6 +130,20 @@ impl IntroductionPolicy {
     }
 }
 
+/// What an introduction is for. The server passes it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Purpose {
+    /// A new session, which the first flight begins.
+    Session,
+    /// The sessions that the two sides have already: fresh credentials and candidates, checks begin anew. With the round: one more than
+    /// the greatest that the asker has seen between the two. Introductions by several servers may cross each other; the one of the greatest
+    /// round counts, and among those of one round the one of the greatest [`IntroductionId`], so both sides take the same one in whatever
+    /// order they hear of them.
+    Again(u64),
+    /// A relay channel for the same sessions, in reserve should another server be lost: no checks.
+    Spare,
+}
+
 /// Asks for an introduction.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduce {
@@ -136,6 +151,8 @@ pub struct Introduce {
     pub request: RequestId,
     /// Whom to.
     pub target: PeerId,
+    /// What for.
+    pub purpose: Purpose,
     /// The first datagrams of the asker's QUIC handshake, delivered with the introduction: at most
     /// [`MAX_FIRST_FLIGHT`] of at most [`MAX_FLIGHT_DATAGRAM`] bytes.
     pub first_flight: Vec<Vec<u8>>,
@@ -146,6 +163,7 @@ impl fmt::Debug for Introduce {
         f.debug_struct("Introduce")
             .field("request", &self.request)
             .field("target", &self.target)
+            .field("purpose", &self.purpose)
             .field("first_flight", &self.first_flight.len())
             .finish()
     }
@@ -237,6 +255,8 @@ pub struct Introduction {
     pub peer: PeerId,
     /// The other side's [`Register::instance`].
     pub instance: u64,
+    /// What the asker has said that it is for.
+    pub purpose: Purpose,
     /// The role of the side that gets this message.
     pub role: Role,
     /// Credentials of the side that gets this message.
@@ -259,6 +279,7 @@ impl fmt::Debug for Introduction {
             .field("introduction", &self.introduction)
             .field("request", &self.request)
             .field("peer", &self.peer)
+            .field("purpose", &self.purpose)
             .field("role", &self.role)
             .field("candidates", &self.candidates)
             .field("mapping", &self.mapping)
@@ -342,7 +363,7 @@ impl Message for Request {
             }
             Self::Introduce(introduce) => bounded_flight(&introduce.first_flight),
             Self::Meet(meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
-            Self::Close(_) | Self::Primed(..) | Self::Renew(_) => Ok(()),
+            Self::Close(_) | Self::Primed(..) | Self::Renew(..) => Ok(()),
         }
     }
 }

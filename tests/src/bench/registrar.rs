@@ -9,8 +9,8 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig};
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
-    Decoder, Introduce, Introduction, IntroductionPolicy, Notice, Register, Registered, Request, RequestId,
-    encode,
+    Decoder, Introduce, Introduction, IntroductionPolicy, Notice, Purpose, Register, Registered, Request,
+    RequestId, encode,
 };
 use rendezvous_wire::stun::{BindRequest, Class, Key, Received, TransactionId};
 use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress, SIGNALLING_ALPN, tls};
@@ -91,7 +91,13 @@ impl Line {
     pub async fn ask(&mut self, target: PeerId) -> anyhow::Result<()> {
         self.asked += 1;
         let request = RequestId(self.asked);
-        self.tell(&Request::Introduce(Introduce { request, target, first_flight: Vec::new() })).await
+        self.tell(&Request::Introduce(Introduce {
+            request,
+            target,
+            purpose: Purpose::Session,
+            first_flight: Vec::new(),
+        }))
+        .await
     }
 
     /// The next notice, however long it takes. Nothing is lost when this is given up.

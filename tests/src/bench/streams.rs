@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::BytesMut;
 use rendezvous_wire::candidate::Mapping;
 use rendezvous_wire::message::{
-    Introduce, IntroductionPolicy, Notice, Register, Request, RequestId, decode, encode,
+    Introduce, IntroductionPolicy, Notice, Purpose, Register, Request, RequestId, decode, encode,
 };
 use rendezvous_wire::stream::{Backlog, Decoder, Record, put_binding, put_message};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
@@ -69,7 +69,8 @@ impl StreamPeer {
 
     /// A channel to this peer: its header.
     fn introduce(&mut self, target: PeerId) -> anyhow::Result<[u8; 4]> {
-        let introduce = Introduce { request: RequestId(1), target, first_flight: Vec::new() };
+        let introduce =
+            Introduce { request: RequestId(1), target, purpose: Purpose::Session, first_flight: Vec::new() };
         let mut out = BytesMut::new();
         put_message(&encode(&Request::Introduce(introduce))?, &mut out);
         self.stream.write_all(&out)?;

@@ -18,9 +18,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The `rv://` address of the server.
-    #[arg(long)]
-    server: RendezvousAddress,
+    /// The `rv://` address of a server, or of several.
+    #[arg(long, required = true)]
+    server: Vec<RendezvousAddress>,
     /// Milliseconds from message to message.
     #[arg(long, default_value_t = 20)]
     every: u64,
@@ -46,7 +46,8 @@ async fn main() -> anyhow::Result<()> {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
     let arguments = Arguments::parse();
-    let endpoint = Endpoint::builder().server(arguments.server).bind().await?;
+    let builder = arguments.server.into_iter().fold(Endpoint::builder(), peer::Builder::server);
+    let endpoint = builder.bind().await?;
     endpoint.online().await?;
     let session = endpoint.connect(arguments.peer).await?;
     let mut paths = session.path_changes();

@@ -13,7 +13,7 @@ use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::{Candidate, CandidateKind, MAX_CANDIDATES, Mapping};
 use rendezvous_wire::demux::{Protocol as Kind, classify};
 use rendezvous_wire::message::{
-    Decoder, Introduce, Introduction, IntroductionId, IntroductionPolicy, Meeting, Notice, Register,
+    Decoder, Introduce, Introduction, IntroductionId, IntroductionPolicy, Meeting, Notice, Purpose, Register,
     RegistrationId, Request, RequestId, encode,
 };
 use rendezvous_wire::relay::{Channel, HEADER_LEN};
@@ -158,7 +158,11 @@ impl Peer {
         self.dialling.insert(target);
         let request = RequestId(self.random.random());
         let first_flight = vec![flight(self.number)];
-        self.request(&Request::Introduce(Introduce { request, target, first_flight }), network, now);
+        self.request(
+            &Request::Introduce(Introduce { request, target, purpose: Purpose::Session, first_flight }),
+            network,
+            now,
+        );
     }
 
     /// Sends a datagram with this mark over the selected path to `other`.
