@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cell;
+pub mod chaos;
 pub mod data;
 pub mod echo;
 pub mod failover;
