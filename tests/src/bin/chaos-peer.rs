@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
@@ -81,8 +81,6 @@ struct Other {
 struct Me {
     arguments: Arguments,
     others: Vec<Other>,
-    /// What has ended well: streams that are finished both ways.
-    done: Mutex<usize>,
     finish: watch::Receiver<bool>,
 }
 
@@ -102,7 +100,7 @@ async fn main() -> anyhow::Result<()> {
     let first = lines.next_line().await?.context("the others")?;
     let others = others(&serde_json::from_str(&first)?)?;
     let (finish, finishing) = watch::channel(false);
-    let me = Arc::new(Me { arguments, others, done: Mutex::default(), finish: finishing });
+    let me = Arc::new(Me { arguments, others, finish: finishing });
     for place in 0..me.others.len() {
         if me.others[place].dials {
             tokio::spawn(dial(me.clone(), endpoint.clone(), place));
@@ -172,11 +170,8 @@ async fn meet(me: Arc<Me>, session: Session, dialled: bool) {
     }
     tokio::spawn(tell_paths(me.clone(), place, session.clone()));
     match exchange(&me, place, &session, dialled).await {
-        Ok(()) => {
-            *me.done.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-            // Held until all is over: whoever drops it first closes it under the other.
-            session.closed().await;
-        }
+        // Held until all is over: whoever drops it first closes it under the other.
+        Ok(()) => drop(session.closed().await),
         Err(error) => fault(other, &format!("{error:#}")),
     }
 }

@@ -2,4 +2,15 @@
 //! times that follow from a seed.
 
 pub mod blocks;
+mod cause;
+mod conductor;
+mod member;
+mod mesh;
 pub mod plan;
+mod report;
+
+pub use cause::{Cause, Happening, Late, Record, Stall, Whereabouts};
+pub use conductor::{Manner, run};
+pub use member::Load;
+pub use plan::Settings;
+pub use report::{Report, Stream};

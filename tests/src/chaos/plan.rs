@@ -65,27 +65,76 @@ pub enum Way {
 #[non_exhaustive]
 pub enum Disturbance {
     /// Nothing comes through between two places; the servers can be reached.
-    Cut { between: [PlaceId; 2], way: Way },
+    Cut {
+        /// The places.
+        between: [PlaceId; 2],
+        /// In which direction.
+        way: Way,
+    },
     /// A peer is in another network.
-    Move { peer: PeerIndex, to: PlaceId },
+    Move {
+        /// Who.
+        peer: PeerIndex,
+        /// Where it is from now on.
+        to: PlaceId,
+    },
     /// Two are, at the same moment.
-    MoveBoth { peers: [PeerIndex; 2], to: [PlaceId; 2] },
+    MoveBoth {
+        /// Who.
+        peers: [PeerIndex; 2],
+        /// Where each is from now on.
+        to: [PlaceId; 2],
+    },
     /// A peer's process is stopped, and goes on.
-    Sleep { peer: PeerIndex },
+    Sleep {
+        /// Who.
+        peer: PeerIndex,
+    },
     /// Two are.
-    SleepBoth { peers: [PeerIndex; 2] },
+    SleepBoth {
+        /// Who.
+        peers: [PeerIndex; 2],
+    },
     /// A router is off for a while, then knows nothing of before.
-    Reboot { place: PlaceId, other_ports: bool },
+    Reboot {
+        /// Whose.
+        place: PlaceId,
+        /// Whether the ports after it are others.
+        other_ports: bool,
+    },
     /// UDP does not leave.
-    NoUdp { place: PlaceId },
+    NoUdp {
+        /// From where.
+        place: PlaceId,
+    },
     /// Longer packets vanish between two places.
-    Narrow { between: [PlaceId; 2], mtu: u16 },
-    /// A line loses packets, per mille, in each direction.
-    Loss { place: PlaceId, per_mille: u16 },
-    /// A line is slow: one-way delay beside its own, bits per second.
-    Slow { place: PlaceId, more: Duration, rate: u64 },
+    Narrow {
+        /// The places.
+        between: [PlaceId; 2],
+        /// The longest packets that come through, in bytes.
+        mtu: u16,
+    },
+    /// A line loses packets in each direction.
+    Loss {
+        /// Whose.
+        place: PlaceId,
+        /// How many of a thousand.
+        per_mille: u16,
+    },
+    /// A line is slow in each direction.
+    Slow {
+        /// Whose.
+        place: PlaceId,
+        /// Delay beside its own.
+        more: Duration,
+        /// Bits per second.
+        rate: u64,
+    },
     /// `kill -9` of a rendezvous server, and a new start.
-    KillServer { server: usize },
+    KillServer {
+        /// By its number.
+        server: usize,
+    },
 }
 
 /// What kind of disturbance it is: the causes that stalls are put down to.
