@@ -6,7 +6,7 @@ TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux c
 	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover simulate sleep garbage bench tools clean
+.PHONY: help demo test check fmt matrix lossy failover simulate sleep chaos garbage bench tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ simulate: ## 200,000 random networks on virtual time, at no loss and at 5 % (a f
 sleep: tools ## Sessions through ten minutes of sleep of either side, and of both.
 	$(CARGO) build --workspace --bins
 	LAB_SLEEP_SECONDS=600 $(CARGO) test -p end-to-end --test lab -- sleep
+
+chaos: tools ## Half an hour of everything at once: six peers, streams between all, every stall and its cause. SEED=n for another.
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/chaos --seed $(or $(SEED),1)
 
 garbage: tools ## A minute of random and mutated datagrams to every port, in a release build.
 	$(CARGO) build --release --workspace --bins

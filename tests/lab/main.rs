@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chaos;
 mod commands;
 mod dialling;
 mod doctor;
@@ -43,6 +44,7 @@ fn main() -> std::process::ExitCode {
     // Most tests wait for the network, not for a processor.
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
+    trials.extend(chaos::trials());
     trials.extend(poisoned::trials());
     trials.extend(roaming::trials());
     trials.extend(dialling::trials());

@@ -11,13 +11,8 @@ use super::member::{Done, Load};
 use super::mesh::Mesh;
 use super::plan::{Disturbance, Event, PEERS, Plan, Settings};
 use super::report::{Report, Stream};
+use crate::echo::now;
 use crate::process::PATIENCE;
-
-/// A point of the system's clock, which the peers' processes read too, in microseconds since 1970.
-fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.unwrap_or_default().as_micros() as u64
-}
 
 /// How often the streams are looked at.
 const LOOK: Duration = Duration::from_millis(50);
