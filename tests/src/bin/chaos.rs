@@ -44,7 +44,7 @@ struct Arguments {
     /// An existing directory for the peers' logs; LAB_LOG says what is logged, peer=debug for instance.
     #[arg(long)]
     logs: Option<PathBuf>,
-    /// Prints the report, every stall and every event as one JSON object.
+    /// Prints the report, every stall and every event as one JSON object, and the report in words on standard error.
     #[arg(long)]
     json: bool,
 }
@@ -66,6 +66,7 @@ fn chaos(arguments: Arguments) -> anyhow::Result<bool> {
     let report = run(&settings, &manner, &*stop_on_signal()?)?;
     if arguments.json {
         println!("{}", report.json());
+        eprintln!("{report}");
     } else {
         println!("{report}");
     }

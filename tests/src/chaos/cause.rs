@@ -138,6 +138,19 @@ impl Record {
         if busy { Cause::Machine } else { Cause::Unexplained }
     }
 
+    /// How long `stall` went on after the last of all that concerned it was over, in milliseconds; after its own beginning where nothing did. A
+    /// peer that sleeps cannot be heard, and a relay that is down carries nothing, but this part of a stall is the programs' own.
+    pub fn own(&self, stall: &Stall) -> f64 {
+        let concerning = self.happenings.iter().filter(|happening| {
+            happening.from <= stall.until
+                && happening.until.is_none_or(|until| until + IN_FLIGHT >= stall.since)
+                && self.concerns(happening, stall)
+        });
+        let ends = concerning.map(|happening| happening.until.unwrap_or(stall.until));
+        let over = ends.max().unwrap_or(stall.since).max(stall.since);
+        stall.until.saturating_sub(over) as f64 / 1e3
+    }
+
     fn concerns(&self, happening: &Happening, stall: &Stall) -> bool {
         let ends = [stall.from, stall.to];
         let at = |peer| {
@@ -220,6 +233,16 @@ mod tests {
         assert_eq!(record.cause(&stall(4, 0, 12 * S)), Cause::Unexplained);
         record.whereabouts.note(11 * S, 4, 7);
         assert_eq!(record.cause(&stall(4, 0, 12 * S)).to_string(), "no UDP");
+    }
+
+    #[test]
+    fn the_own_part_of_a_stall_begins_when_all_else_is_over() {
+        let sleep = Disturbance::Sleep { peer: 3 };
+        let record = record(&[(sleep, 5 * S, 30 * S)]);
+        let long = Stall { until: 31 * S, ..stall(3, 0, 5 * S) };
+        assert_eq!(record.own(&long), 1e3);
+        assert_eq!(record.own(&Stall { until: 20 * S, ..long }), 0.0);
+        assert_eq!(record.own(&stall(1, 0, 5 * S)), 1e3);
     }
 
     #[test]

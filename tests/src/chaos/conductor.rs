@@ -10,7 +10,7 @@ use super::cause::{Happening, Record};
 use super::member::{Done, Load};
 use super::mesh::Mesh;
 use super::plan::{Disturbance, Event, PEERS, Plan, Settings};
-use super::report::{Report, Stream};
+use super::report::{Judged, Report, Stream};
 use crate::echo::now;
 use crate::process::PATIENCE;
 
@@ -271,8 +271,13 @@ impl Conductor<'_> {
         };
         let began = self.began;
         let stalls = members.iter().flat_map(|member| &member.stalls).filter(|stall| stall.until > began);
-        let mut stalls: Vec<_> = stalls.map(|stall| (*stall, self.record.cause(stall))).collect();
-        stalls.sort_by_key(|(stall, _)| stall.since);
+        let judged = |stall: &super::cause::Stall| Judged {
+            stall: *stall,
+            cause: self.record.cause(stall),
+            own: self.record.own(stall),
+        };
+        let mut stalls: Vec<_> = stalls.map(judged).collect();
+        stalls.sort_by_key(|judged| judged.stall.since);
         Report {
             settings: *self.settings,
             load: self.manner.load,

@@ -13,4 +13,4 @@ pub use cause::{Cause, Happening, Late, Record, Stall, Whereabouts};
 pub use conductor::{Manner, run};
 pub use member::Load;
 pub use plan::Settings;
-pub use report::{Report, Stream};
+pub use report::{Judged, Report, Stream};

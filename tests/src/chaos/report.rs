@@ -12,6 +12,9 @@ use super::plan::{PEERS, PeerIndex, Place, PlaceId, Settings};
 use crate::cell::Way;
 use crate::figures::Figures;
 
+/// Stalls that go on for longer after all was over are told one by one, as are those that nothing explains.
+const LONG: Duration = Duration::from_secs(3);
+
 /// A stream in one direction, at the end.
 #[derive(Debug, Clone)]
 pub struct Stream {
@@ -25,6 +28,26 @@ pub struct Stream {
     pub blocks: u64,
     /// Whether the receiver's path is direct.
     pub direct: bool,
+}
+
+/// A stall, and what is known of it.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// Between whom, and when.
+    pub stall: Stall,
+    /// What it is put down to.
+    pub cause: Cause,
+    /// How long it went on after all that concerned it was over, in milliseconds.
+    pub own: f64,
+}
+
+/// How long the stalls of one cause were, in milliseconds.
+#[derive(Debug, Clone, Default)]
+pub struct Lengths {
+    /// From the last block to the next.
+    pub whole: Figures,
+    /// See [`Judged::own`].
+    pub own: Figures,
 }
 
 /// What came of a run.
@@ -51,7 +74,7 @@ pub struct Report {
     /// What has happened.
     pub happenings: Vec<Happening>,
     /// Every stall and what it is put down to, in the order of their beginning.
-    pub stalls: Vec<(Stall, Cause)>,
+    pub stalls: Vec<Judged>,
     /// What must not be.
     pub faults: Vec<String>,
 }
@@ -63,10 +86,12 @@ impl Report {
     }
 
     /// Stalls in milliseconds by what they are put down to, and whether the path was direct.
-    pub fn by_cause(&self) -> BTreeMap<(&Cause, bool), Figures> {
-        let mut causes: BTreeMap<(&Cause, bool), Figures> = BTreeMap::new();
-        for (stall, cause) in &self.stalls {
-            causes.entry((cause, stall.direct)).or_default().push(stall.lasted());
+    pub fn by_cause(&self) -> BTreeMap<(&Cause, bool), Lengths> {
+        let mut causes: BTreeMap<(&Cause, bool), Lengths> = BTreeMap::new();
+        for Judged { stall, cause, own } in &self.stalls {
+            let lengths = causes.entry((cause, stall.direct)).or_default();
+            lengths.whole.push(stall.lasted());
+            lengths.own.push(*own);
         }
         causes
     }
@@ -89,14 +114,16 @@ impl Report {
         let figures = |figures: &Figures| json!({ "count": figures.count(), "p50": figures.quantile(0.5), "p99": figures.quantile(0.99), "max": figures.max() });
         let causes = self.by_cause();
         let causes = causes.iter().map(|((cause, direct), all)| {
-            let mut row = figures(all);
+            let mut row = figures(&all.whole);
+            row["own"] = figures(&all.own);
             row["cause"] = json!(cause.to_string());
             row["path"] = json!(path(*direct));
             row
         });
-        let stalls = self.stalls.iter().map(|(stall, cause)| {
+        let stalls = self.stalls.iter().map(|Judged { stall, cause, own }| {
             json!({
                 "from": stall.from, "to": stall.to, "at": self.seconds(stall.since), "ms": stall.lasted(),
+                "own_ms": own,
                 "path": path(stall.direct), "cause": cause.to_string(),
             })
         });
@@ -163,26 +190,29 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "\nstalls of {} ms and more, by what was in force at their beginning; ms",
+            "\nstalls of {} ms and more, by what was in force at their beginning; ms, and the part of it after all was over",
             self.load.threshold
         )?;
         let causes = self.by_cause();
         let width = causes.keys().map(|(cause, _)| cause.to_string().len()).max().unwrap_or(0).max(5);
-        writeln!(
-            f,
-            "  {:<width$}  {:<8}{:>6}{:>9}{:>9}{:>9}",
-            "cause", "path", "count", "p50", "p99", "max"
-        )?;
-        for ((cause, direct), all) in &causes {
-            let [p50, p99] = [0.5, 0.99].map(|share| all.quantile(share));
-            let (count, max, path) = (all.count(), all.max(), path(*direct));
-            let cause = cause.to_string();
-            writeln!(f, "  {cause:<width$}  {path:<8}{count:>6}{p50:>9.0}{p99:>9.0}{max:>9.0}")?;
+        let header = ["p50", "p99", "max", "p50 own", "p99 own", "max own"].map(|name| format!("{name:>9}"));
+        writeln!(f, "  {:<width$}  {:<8}{:>6}{}", "cause", "path", "count", header.concat())?;
+        for ((cause, direct), Lengths { whole, own }) in &causes {
+            let three = |all: &Figures| [all.quantile(0.5), all.quantile(0.99), all.max()];
+            let numbers = [three(whole), three(own)].concat();
+            let numbers: String = numbers.iter().map(|number| format!("{number:>9.0}")).collect();
+            let (cause, count) = (cause.to_string(), whole.count());
+            writeln!(f, "  {cause:<width$}  {:<8}{count:>6}{numbers}", path(*direct))?;
         }
-        for (stall, cause) in self.stalls.iter().filter(|(_, cause)| *cause == Cause::Unexplained) {
+        let bad =
+            |judged: &&Judged| judged.cause == Cause::Unexplained || judged.own > LONG.as_secs_f64() * 1e3;
+        for Judged { stall, cause, own } in self.stalls.iter().filter(bad) {
             let (at, path) = (self.seconds(stall.since), path(stall.direct));
             let (from, to, ms) = (stall.from, stall.to, stall.lasted());
-            writeln!(f, "  {cause} at {at:.1} s: {from} -> {to}, {path}, {ms:.0} ms")?;
+            writeln!(
+                f,
+                "  at {at:.1} s: {from} -> {to}, {path}, {ms:.0} ms, {own:.0} of them its own; {cause}"
+            )?;
         }
         for stream in self.needlessly_relayed() {
             let [a, b] = stream.places.map(|place| self.places[place].network);
