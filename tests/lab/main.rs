@@ -20,6 +20,7 @@ mod mtu;
 mod networks;
 mod poisoned;
 mod portmap;
+mod restart;
 mod reverse_proxy;
 mod roaming;
 mod tcp;
@@ -46,6 +47,7 @@ fn main() -> std::process::ExitCode {
     let mut trials = matrix::trials();
     trials.extend(chaos::trials());
     trials.extend(poisoned::trials());
+    trials.extend(restart::trials());
     trials.extend(roaming::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::message::{Introduce, Introduction, Request, RequestId};
+use rendezvous_wire::message::{Introduce, Introduction, RegistrationId, Request, RequestId};
 
 use crate::network::Change;
 
@@ -54,6 +54,16 @@ impl Driver {
             state.renewal.hasten(now);
         }
         self.pump_renewals(now);
+    }
+
+    /// A server has us registered anew: it has started again, or has given us up meanwhile, and the relay channels of the registration before are
+    /// no more. A direct session needs one as well, for when its path dies.
+    pub(super) fn renew_forgotten(&mut self, server: usize, registration: RegistrationId, now: Instant) {
+        for state in self.remotes.values_mut().filter(|state| state.has_connections()) {
+            if state.registration(server).is_some_and(|present| present != registration) {
+                state.renewal.want_still(now);
+            }
+        }
     }
 
     /// What we offer has changed. So soon after the network has, the other sides should know.

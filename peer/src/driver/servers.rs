@@ -342,6 +342,7 @@ impl Driver {
         self.move_relayed(index, now);
         self.pump_servers(now);
         self.start_waiting(now);
+        self.renew_forgotten(index, id, now);
         self.hasten_renewals(now);
     }
 
