@@ -107,9 +107,9 @@ impl Mesh {
             Disturbance::Reboot { place, other_ports } => {
                 let site = &self.sites[*place];
                 if *other_ports {
-                    site.reboot_with_other_ports()?
+                    site.reboot_with_other_ports()?;
                 } else {
-                    site.reboot()?
+                    site.reboot()?;
                 }
                 self.apply(what, in_force)
             }
@@ -129,7 +129,7 @@ impl Mesh {
                 .iter()
                 .map(|(peer, to)| scope.spawn(move || lab.move_host(&hosts[*peer], &sites[*to])))
                 .collect();
-            moving.into_iter().map(|moving| moving.join()).collect()
+            moving.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
         for ((peer, _), moved) in moves.iter().zip(moved) {
             self.hosts[*peer] = moved.map_err(|_| anyhow::anyhow!("a move panicked"))??;
