@@ -66,6 +66,15 @@ impl Driver {
         }
     }
 
+    /// A direct path is in doubt. A router that has begun anew may have given us another port, from which the relay takes nothing until it is
+    /// bound: the copies that go over it now would be lost as well.
+    pub(super) fn ask_relay(&mut self, key: Key, now: Instant) {
+        let introduction = self.remotes.get(&key).and_then(RemoteState::introduction_id);
+        let Some(server) = introduction.and_then(|(server, _)| self.servers.get_mut(server)) else { return };
+        server.ask_in_doubt(now);
+        self.pump_servers(now);
+    }
+
     /// What we offer has changed. So soon after the network has, the other sides should know.
     pub(super) fn offer_changed(&mut self, now: Instant) {
         if self.fresh_until.is_none_or(|until| until <= now) {

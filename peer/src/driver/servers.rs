@@ -154,6 +154,13 @@ impl Server {
         self.answer_by = Some((now, now + ANSWER));
     }
 
+    /// The same where it is bound over UDP, unless an answer is awaited already.
+    pub(super) fn ask_in_doubt(&mut self, now: Instant) {
+        if self.answer_by.is_none() && self.relay_transport() == Some(RelayTransport::Udp) {
+            self.ask_anew(now);
+        }
+    }
+
     /// Makes the signalling connection anew.
     pub(super) fn reconnect(&mut self) {
         self.answer_by = None;
