@@ -27,6 +27,7 @@ mod router;
 mod site;
 mod sys;
 mod tool;
+mod trouble;
 mod user_namespace;
 mod wiring;
 
@@ -39,4 +40,5 @@ pub use process::{HostChild, HostCommand};
 pub use router::{Egress, Filtering, InputPolicy, Mapping, PortAllocation, Router, RouterKind, UnknownName};
 pub use site::{Direction, Site, SiteConfig};
 pub use tool::ToolError;
+pub use trouble::Trouble;
 pub use user_namespace::{EnterError, enter_user_namespace};

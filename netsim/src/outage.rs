@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
+use crate::router::{Mapping, nft};
 use crate::site::{Direction, Site};
 use crate::tool::{self, ToolError};
 
@@ -27,7 +28,7 @@ impl Site {
     ///
     /// When nftables refuses.
     pub fn cut(&self, direction: Direction) -> Result<(), ToolError> {
-        tool::nft(self.edge(), &format!("{CUT_NOTHING}{}", drops(direction, "", "")))
+        tool::nft(self.edge(), &format!("{CUT_NOTHING}{}", drops("cut", direction, "", "")))
     }
 
     /// The same for packets to and from one other site alone: servers, and through them the other site, can still be
@@ -37,15 +38,10 @@ impl Site {
     ///
     /// When nftables refuses.
     pub fn cut_between(&self, other: &Self, direction: Direction) -> Result<(), ToolError> {
-        // See the address plan: the other site's access line and its hosts.
-        let [.., index, _] = other.wan_ipv4().octets();
-        let ipv4 = |end| format!("ip {end} {{ 198.18.{index}.0/24, 198.19.{index}.0/24 }}");
-        let ipv6 = |end| format!("ip6 {end} 2001:db8:{index:x}::/48");
-        let rules = [
-            drops(direction, &ipv4("daddr"), &ipv4("saddr")),
-            drops(direction, &ipv6("daddr"), &ipv6("saddr")),
-        ];
-        tool::nft(self.edge(), &format!("{CUT_NOTHING}{}", rules.concat()))
+        let (to, from) = (ends(other, "daddr"), ends(other, "saddr"));
+        let families = to.iter().zip(&from);
+        let rules: String = families.map(|(to, from)| drops("cut", direction, to, from)).collect();
+        tool::nft(self.edge(), &format!("{CUT_NOTHING}{rules}"))
     }
 
     /// Lets every UDP packet to these ports of the internet and from them vanish, until [`restore`](Self::restore); without any
@@ -125,16 +121,39 @@ impl Site {
             .map_err(|source| ToolError::Run { command: "conntrack -F".to_owned(), source })?;
         tool::nft(namespace, router.forget())
     }
+
+    /// The same, and what comes after it has other UDP ports than before: those of one of 60 ranges, the next of them after every such reboot.
+    /// A mapping that was endpoint-independent still is; where ports are random, or where nothing is translated, it makes no difference.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel or nftables refuses.
+    pub fn reboot_with_other_ports(&self) -> Result<(), ToolError> {
+        let (namespace, router) = self.home_router();
+        if router.mapping == Some(Mapping::EndpointIndependent) {
+            tool::nft(namespace, &nft::renumber(self.next_range()))?;
+        }
+        self.reboot()
+    }
 }
 
-/// Rules that drop what matches `up` on its way to the internet, and `down` on its way from there.
-fn drops(direction: Direction, up: &str, down: &str) -> String {
+/// What matches packets of each family whose `daddr` or `saddr` is of this site. See the address plan: its access line and its hosts.
+pub(crate) fn ends(site: &Site, end: &str) -> [String; 2] {
+    let [.., index, _] = site.wan_ipv4().octets();
+    [
+        format!("ip {end} {{ 198.18.{index}.0/24, 198.19.{index}.0/24 }}"),
+        format!("ip6 {end} 2001:db8:{index:x}::/48"),
+    ]
+}
+
+/// Rules for `table` that drop what matches `up` on its way to the internet, and `down` on its way from there.
+pub(crate) fn drops(table: &str, direction: Direction, up: &str, down: &str) -> String {
     let mut rules = String::new();
     if direction != Direction::Down {
-        rules += &format!("add rule inet cut up iifname site {up} drop\n");
+        rules += &format!("add rule inet {table} up iifname site {up} drop\n");
     }
     if direction != Direction::Up {
-        rules += &format!("add rule inet cut down oifname site {down} drop\n");
+        rules += &format!("add rule inet {table} down oifname site {down} drop\n");
     }
     rules
 }

@@ -196,6 +196,8 @@ pub(crate) struct SiteState {
     pub(crate) hosts: Vec<Host>,
     /// Hosts that have moved in.
     pub(crate) guests: AtomicU8,
+    /// Reboots after which ports were others.
+    pub(crate) renumbered: AtomicU8,
     pub(crate) edge: Namespace,
     pub(crate) routers: Vec<Namespace>,
     pub(crate) link: Option<Arc<Link>>,
@@ -271,6 +273,15 @@ impl Site {
     /// Frames that its line has lost, dropped or could not carry so far; zero for a line without impairment.
     pub fn link_losses(&self) -> u64 {
         self.0.link.as_ref().map_or(0, |link| link.losses())
+    }
+
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.0.link.as_deref()
+    }
+
+    /// A number that changes with every call.
+    pub(crate) fn next_range(&self) -> u8 {
+        self.0.renumbered.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn edge(&self) -> &Namespace {

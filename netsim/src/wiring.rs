@@ -149,6 +149,7 @@ impl Plan {
         Ok(SiteState {
             hosts: hosts.collect(),
             guests: AtomicU8::new(0),
+            renumbered: AtomicU8::new(0),
             line: self.carrier.as_ref().map_or(self.index, |carrier| carrier.line),
             wan_ipv4: self.line().wan_v4(),
             wan_ipv6: self.config.ipv6.is_there().then(|| self.line().wan_v6()),

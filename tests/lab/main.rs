@@ -7,6 +7,7 @@
 
 mod benchmarks;
 mod browser;
+mod chaos;
 mod commands;
 mod dialling;
 mod doctor;
@@ -21,6 +22,7 @@ mod mtu;
 mod networks;
 mod poisoned;
 mod portmap;
+mod restart;
 mod reverse_proxy;
 mod roaming;
 mod servers;
@@ -47,7 +49,9 @@ fn main() -> std::process::ExitCode {
     // Most tests wait for the network, not for a processor.
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
+    trials.extend(chaos::trials());
     trials.extend(poisoned::trials());
+    trials.extend(restart::trials());
     trials.extend(roaming::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod cell;
+pub mod chaos;
 pub mod data;
 pub mod echo;
 pub mod failover;

@@ -34,6 +34,11 @@ impl Line {
         Self { impairment, rng: StdRng::seed_from_u64(seed), sent_until: None, last_arrival: None }
     }
 
+    /// What it does to packets from now on.
+    pub(crate) fn change(&mut self, impairment: Impairment) {
+        self.impairment = impairment;
+    }
+
     /// Decides about a packet of this length that enters the line at `now`.
     pub(crate) fn carry(&mut self, length: usize, now: Instant) -> Fate {
         if self.chance(self.impairment.loss) {

@@ -170,6 +170,11 @@ impl<F: Clone + AsRef<[u8]>> Queue<F> {
         Self { line: Line::new(impairment, seed), under_way: BinaryHeap::new(), accepted: 0, dropped: 0 }
     }
 
+    /// What happens to frames from now on. Those under way are not touched.
+    pub(crate) fn change(&mut self, impairment: Impairment) {
+        self.line.change(impairment);
+    }
+
     /// Takes a frame that entered the line at `now`.
     pub(crate) fn handle_frame(&mut self, frame: F, now: Instant) {
         match self.line.carry(frame.as_ref().len(), now) {

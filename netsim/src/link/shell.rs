@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,12 +28,21 @@ pub enum LinkError {
     /// A packet socket or the thread that serves it could not be had.
     #[error("could not start the link emulator")]
     Start(#[source] io::Error),
+    /// The line was built without any impairment.
+    #[error(
+        "this line has no emulator: give its site some impairment when it is added, a delay for instance"
+    )]
+    Unimpaired,
+    /// The line has ended: an interface of it is gone.
+    #[error("this line has ended")]
+    Ended,
 }
 
 /// A running line. Dropping it ends its thread.
 #[derive(Debug)]
 pub(crate) struct Link {
     losses: Arc<AtomicU64>,
+    changes: Sender<[Impairment; 2]>,
     /// The thread ends when this end closes.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -63,9 +73,15 @@ impl Link {
         let internet = Arc::new(internet);
         let up = Way::new(Arc::clone(&site), Arc::clone(&internet), up, seed);
         let down = Way::new(internet, site, down, !seed);
-        let mut shell = Shell { ways: [up, down], stopped, losses: Arc::clone(&losses) };
+        let (changes, changing) = mpsc::channel();
+        let mut shell = Shell { ways: [up, down], stopped, changing, losses: Arc::clone(&losses) };
         let thread = thread::Builder::new().name("netsim-link".into()).spawn(move || shell.drive())?;
-        Ok(Self { losses, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { losses, changes, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// What it does to frames that enter it from now on.
+    pub(crate) fn change(&self, up: Impairment, down: Impairment) -> Result<(), LinkError> {
+        self.changes.send([up, down]).map_err(|_| LinkError::Ended)
     }
 
     /// Frames that did not make it to the other end so far.
@@ -87,6 +103,7 @@ impl Drop for Link {
 struct Shell {
     ways: [Way; 2],
     stopped: UnixStream,
+    changing: Receiver<[Impairment; 2]>,
     losses: Arc<AtomicU64>,
 }
 
@@ -98,6 +115,12 @@ impl Shell {
         let mut reader = FrameReader::new();
         // Ends when told to, or when an interface is gone and with it the line.
         while let Ok(true) = self.wait() {
+            // They matter to frames alone, so that no change need wake us up.
+            for changes in self.changing.try_iter() {
+                for (way, impairment) in self.ways.iter_mut().zip(changes) {
+                    way.queue.change(impairment);
+                }
+            }
             for way in &mut self.ways {
                 if way.receive(&mut reader).is_err() {
                     return;

@@ -1,7 +1,7 @@
 //! What a router does to traffic, in the terms of RFC 4787, and the named presets.
 
 mod iptables;
-mod nft;
+pub(crate) mod nft;
 
 use std::fmt;
 use std::net::Ipv4Addr;

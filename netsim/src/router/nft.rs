@@ -169,3 +169,18 @@ flush set ip bindings contacts
 
 /// The transaction that empties what [`PortAllocation::Preserving`] remembers.
 pub(super) const FORGET_TAKEN: &str = "flush set ip allocation taken\n";
+
+/// The transaction after which new flows get UDP ports of this one of 60 ranges. Comes before every other translation, which leaves alone what
+/// has been translated; without `random` the kernel gives all flows of a host's port the same one.
+pub(crate) fn renumber(range: u8) -> String {
+    const FIRST: u16 = 1_100;
+    // None of them reaches 32768, where hosts take their ports from: a host's own port would be kept.
+    const PORTS: u16 = 500;
+    let first = FIRST + PORTS * u16::from(range % 60);
+    let last = first + PORTS - 1;
+    format!(
+        "add table ip renumber\ndelete table ip renumber\nadd table ip renumber\n\
+         add chain ip renumber outbound {{ type nat hook postrouting priority srcnat - 10; }}\n\
+         add rule ip renumber outbound oifname \"wan*\" meta l4proto udp masquerade to :{first}-{last}\n"
+    )
+}

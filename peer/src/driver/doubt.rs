@@ -43,10 +43,7 @@ impl Driver {
         let peer = state.peer.short();
         match verdict {
             Verdict::Ask => {
-                if let Some(server) = self.servers.get_mut(server) {
-                    server.suspect(now);
-                }
-                self.pump_servers(now);
+                self.suspect_server(server, now);
                 return;
             }
             Verdict::Doubt => tracing::debug!(%peer, server, "the relay is in doubt, both carry"),
@@ -89,8 +86,8 @@ impl Driver {
         }
     }
 
-    /// Nothing has come back on its signalling connection.
-    pub(super) fn server_silent(&mut self, index: usize, now: Instant) {
+    /// A server has not answered something, or what it should have passed on is unanswered: it is asked.
+    pub(super) fn suspect_server(&mut self, index: usize, now: Instant) {
         if let Some(server) = self.servers.get_mut(index) {
             server.suspect(now);
             self.pump_servers(now);

@@ -280,7 +280,7 @@ impl Driver {
                 self.server_up(server, reached, registered, now);
             }
             Event::ServerDown { server, error } => self.server_down(server, error, now),
-            Event::ServerSilent { server } => self.server_silent(server, now),
+            Event::ServerSilent { server } => self.suspect_server(server, now),
             Event::StreamAnswered { server } => self.server_answered(server, now),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),
             Event::Incoming(incoming) => self.incoming(*incoming),

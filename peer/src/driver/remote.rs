@@ -393,7 +393,10 @@ impl Driver {
                 self.route_over_relay(key, now);
                 self.mend(key, now);
             }
-            peer_agent::Event::Doubtful { .. } => self.route_both_ways(key, now),
+            peer_agent::Event::Doubtful { .. } => {
+                self.ask_relay(key, now);
+                self.route_both_ways(key, now);
+            }
             peer_agent::Event::Trusted { .. } => self.route_directly(key, now),
             peer_agent::Event::Exhausted => {
                 state.news.set_exhausted(true);

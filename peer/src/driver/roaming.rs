@@ -71,6 +71,15 @@ impl Driver {
         self.pump_renewals(now);
     }
 
+    /// A direct path is in doubt. A router that has begun anew may have given us another port, from which the relay takes nothing until it is
+    /// bound: the copies that go over it now would be lost as well.
+    pub(super) fn ask_relay(&mut self, key: Key, now: Instant) {
+        let lane = self.remotes.get(&key).and_then(RemoteState::lane).map(|lane| lane.server);
+        if let Some(server) = lane {
+            self.suspect_server(server, now);
+        }
+    }
+
     /// What we offer has changed. So soon after the network has, the other sides should know.
     pub(super) fn offer_changed(&mut self, now: Instant) {
         if self.fresh_until.is_none_or(|until| until <= now) {

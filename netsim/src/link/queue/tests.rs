@@ -123,3 +123,16 @@ fn the_same_seed_gives_the_same_line() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn a_line_that_changes_keeps_the_order_of_what_is_under_way() {
+    let mut line = Line::new(Impairment::none().delay(50 * MS));
+    (0..5).for_each(|tag| line.send(tag, 100));
+    line.queue.change(Impairment::none().delay(10 * MS));
+    (5..10).for_each(|tag| line.send(tag, 100));
+    line.now += 100 * MS;
+    line.send(10, 100);
+    let arrivals = line.drain();
+    assert_eq!(tags(&arrivals), (0..11).collect::<Vec<_>>());
+    assert_eq!(arrivals.last(), Some(&(10, 110 * MS)));
+}
