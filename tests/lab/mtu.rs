@@ -140,8 +140,8 @@ fn moves(relay: bool, upload: bool) -> anyhow::Result<()> {
     println!("{report}");
     ensure!(paths == ["relayed", "direct", "relayed", "direct"][..if relay { 4 } else { 3 }], "{report}");
     ensure!(away.max(home) <= MOST, "{report}");
-    // A quarter of what the line carries, at the least.
-    let least = (RATE / 8 / 4 * PHASE.as_secs()) as usize;
+    // A black hole carries nothing; how much of the line is used on a busy machine is another question.
+    let least = (RATE / 8 / 32 * PHASE.as_secs()) as usize;
     ensure!(over_the_relay >= least && received >= 3 * least, "{report}");
     Ok(())
 }

@@ -38,8 +38,8 @@ pub struct Echoes {
     echoes: Vec<(u64, u64)>,
     /// Every path of the sender's, direct or not, and since when.
     paths: Vec<(u64, bool)>,
-    /// How often the listener's changed to each: direct, relayed.
-    pub listener_paths: [usize; 2],
+    /// Whether each of the listener's paths was direct, one after the other.
+    listener_paths: Vec<bool>,
 }
 
 impl Echo {
@@ -130,9 +130,8 @@ impl Echo {
         let said = self.listener.said();
         let connections = said.iter().filter(|event| event["event"] == "connected").count();
         ensure!(connections == 1, "{connections} connections");
-        let listener_paths = ["direct", "relayed"].map(|path| {
-            said.iter().filter(|event| event["event"] == "path" && event["path"] == path).count()
-        });
+        let listener_paths = said.iter().filter(|event| event["event"] == "path");
+        let listener_paths = listener_paths.map(|event| event["path"] == "direct").collect();
         let number = |value: &Value| value.as_u64().context("a number");
         let (mut echoes, mut paths) = (Vec::new(), Vec::new());
         for event in self.sender.said() {
@@ -163,6 +162,12 @@ impl Echoes {
     pub fn gap(&self, from: u64, to: u64) -> f64 {
         let pairs = self.echoes.windows(2).filter(|pair| (from..=to).contains(&pair[1].0));
         pairs.map(|pair| pair[1].0 - pair[0].0).max().unwrap_or(to - from) as f64 / 1e3
+    }
+
+    /// Whether the listener has left a direct path, and taken one again.
+    pub fn listener_left(&self) -> bool {
+        // The first path that it hears of may be either.
+        self.listener_paths.windows(3).any(|paths| paths == [true, false, true])
     }
 
     /// The slowest echo that came within these bounds, in milliseconds.

@@ -90,7 +90,7 @@ pub fn run(seed: u64, outage: Outage) -> anyhow::Result<Run> {
     let echoes = echo.finish()?;
     let relayed = echoes.path_after(false, cut).context("never relayed")?;
     ensure!(relayed < (restored - cut) as f64 / 1e3, "relayed only after {relayed} ms");
-    ensure!(echoes.listener_paths[1] >= 2, "the listener did not leave the path");
+    ensure!(echoes.listener_left(), "the listener did not leave the path");
     Ok(Run {
         control: echoes.gap(calm, cut),
         control_slowest: echoes.slowest(calm, cut),
