@@ -33,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(65);
 /// Ten times what it takes. A listener whose binding was gone is silent until its next keep-alive, up to 5 s.
 const AT_ONCE: f64 = 2_000.0;
 
+/// How much longer than with a listener that has only just registered it may take on a machine that is busy.
+const LONGER: f64 = 2.0;
+
 fn idle_listeners(kind: RouterKind, lifetime: Duration) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
     let config = SiteConfig::new(kind).delay(SITE_DELAY).binding_lifetime(lifetime);
@@ -45,6 +48,8 @@ fn idle_listeners(kind: RouterKind, lifetime: Duration) -> anyhow::Result<()> {
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     std::thread::sleep(IDLE);
+    // Dialled with the others: what the machine makes of seven dials at once.
+    listeners.push(world.listener(&site.host(0), "fresh", &["--echo"])?);
     let mut dials = Vec::new();
     for (number, (_, id)) in listeners.iter().enumerate() {
         let mut peer = world.peer(&other.host(0), &format!("dialler{number}"), &["connect", id])?;
@@ -52,13 +57,16 @@ fn idle_listeners(kind: RouterKind, lifetime: Duration) -> anyhow::Result<()> {
         stdin.write_all(b"awake?")?;
         dials.push((peer, stdin));
     }
-    for (number, (mut peer, stdin)) in dials.into_iter().enumerate() {
+    let mut took = Vec::new();
+    for (mut peer, stdin) in dials {
         let first_byte = peer.named("first_byte")?["since_dial_ms"].as_f64().context("milliseconds")?;
         drop(stdin);
         let mut echo = String::new();
         peer.stdout()?.read_to_string(&mut echo)?;
         ensure!(echo == "awake?" && peer.wait(PATIENCE)?.success(), "{echo:?}");
-        ensure!(first_byte < AT_ONCE, "listener {number} was asleep: {first_byte} ms");
+        took.push(first_byte);
     }
+    let most = AT_ONCE.max(took[LISTENERS] * LONGER);
+    ensure!(took.iter().all(|first_byte| *first_byte <= most), "asleep: {took:?} ms, the last one fresh");
     Ok(())
 }
