@@ -529,6 +529,7 @@ impl Driver {
             reflections.any(|(_, reflection)| reflection.handle_response(source, message, now))
         };
         let Some(answering) = self.servers.iter_mut().position(answers) else { return false };
+        let mut forgotten = false;
         for server in &mut self.servers {
             if let Some(mapped) = server.current().and_then(Reflection::bound_at)
                 && server.keep_alive.seen(mapped, now)
@@ -539,7 +540,11 @@ impl Driver {
                 tracing::debug!("the server does not know the registration any more");
                 server.state = State::Connecting;
                 server.void.notify_one();
+                forgotten = true;
             }
+        }
+        if forgotten {
+            self.mend_all(now);
         }
         for index in 0..self.servers.len() {
             self.leave_stream(index, now);
