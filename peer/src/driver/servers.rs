@@ -153,11 +153,19 @@ impl Server {
     }
 
     /// Has the relay asked at once whether it still knows us, and where.
-    pub(super) fn ask_anew(&mut self, now: Instant) {
+    fn ask_anew(&mut self, now: Instant) {
         for (_, reflection) in &mut self.reflections {
             reflection.ask_anew(now);
         }
         self.answer_by = Some((now, now + ANSWER));
+    }
+
+    /// The machine has slept: it is in doubt no longer, and asked anew.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.up().is_some() {
+            self.vigil.wake(now);
+        }
+        self.ask_anew(now);
     }
 
     /// It should have answered something.
