@@ -504,7 +504,7 @@ impl Shell {
 /// Never ready when nobody will say.
 async fn until_true(flag: &mut watch::Receiver<bool>) {
     if flag.wait_for(|flag| *flag).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
