@@ -117,8 +117,8 @@ pub(crate) struct Signalling {
     pub(crate) requests: mpsc::Receiver<Request>,
     /// The registration has turned out to be void.
     pub(crate) void: Arc<Notify>,
-    /// The relay does not answer over UDP.
-    pub(crate) deaf: Arc<Notify>,
+    /// Whether the relay does not answer over UDP.
+    pub(crate) deaf: watch::Receiver<bool>,
     /// Held by whatever must end in good order.
     pub(crate) alive: watch::Receiver<()>,
     /// The last connection was over TCP.
@@ -251,10 +251,8 @@ impl Signalling {
                         return Ok(Ended::Over);
                     }
                 },
-                () = self.deaf.notified() => {
-                    if attempt.is_none() {
-                        attempt = Some(shell.over_to_tcp());
-                    }
+                () = until_true(&mut self.deaf), if attempt.is_none() => {
+                    attempt = Some(shell.over_to_tcp(self.deaf.clone()));
                     continue;
                 }
                 connected = run_attempt(&mut attempt) => connected,
@@ -413,10 +411,11 @@ impl Shell {
     }
 
     /// Tries TCP, for a relay that is deaf to UDP. It will be heard of again if it still is.
-    fn over_to_tcp(&self) -> Attempt<'_> {
-        Box::pin(async {
+    fn over_to_tcp(&self, deaf: watch::Receiver<bool>) -> Attempt<'_> {
+        Box::pin(async move {
             match self.connect_stream().await {
-                Ok(connected) => Some(connected),
+                // A network that was away for a moment brings UDP back first.
+                Ok(connected) => deaf.borrow().then_some(connected),
                 Err(error) => {
                     tracing::debug!(server = %self.address.host, %error, "no TCP either");
                     tokio::time::sleep(jittered(RETRY_UDP.0)).await;
@@ -499,6 +498,13 @@ impl Shell {
             }
         }
         Err(failure)
+    }
+}
+
+/// Never ready when nobody will say.
+async fn until_true(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|flag| *flag).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -37,6 +37,9 @@ struct Remote {
     learnt: Option<Instant>,
 }
 
+/// Hardly any path has such a round-trip time. An answer after so long is rather that of a machine that has slept.
+pub(crate) const UNBELIEVABLE: Duration = Duration::from_secs(1);
+
 /// A candidate pair and everything known about it.
 #[derive(Debug)]
 pub(crate) struct Pair {
@@ -85,9 +88,10 @@ impl Pair {
     }
 
     /// RFC 6298, section 2: a new sample weighs an eighth, and a quarter in the variation. The first since checks began anew stands alone: the network
-    /// may be another.
+    /// may be another. So does one that shows the earlier ones to be no round trips: the other side has slept.
     pub(crate) fn note_rtt(&mut self, sample: Duration) {
-        let earlier = self.rtt.filter(|_| self.proven.is_some());
+        let slept = |rtt: &Duration| *rtt > UNBELIEVABLE && sample < *rtt / 2;
+        let earlier = self.rtt.filter(|rtt| self.proven.is_some() && !slept(rtt));
         self.rtt_variation = match earlier {
             Some(rtt) => (self.rtt_variation * 3 + rtt.abs_diff(sample)) / 4,
             None => sample / 2,
@@ -342,6 +346,27 @@ pub(crate) fn is_site_local(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::tests::origin;
+
+    /// The answer to a question from before the other side's sleep: two round trips later it is known for what it is.
+    #[test]
+    fn a_sleep_is_no_round_trip() {
+        let [slept, really] = [1_800, 60].map(Duration::from_millis);
+        let path = Path { socket: SocketId(0), remote: ([203, 0, 113, 1], 5000).into() };
+        let mut pair = Pair::new(path, CandidateKind::Host);
+        pair.note_rtt(slept);
+        pair.proven = Some(origin());
+        assert_eq!(pair.rtt, Some(slept));
+        pair.note_rtt(really);
+        assert_eq!(pair.rtt, Some(really));
+        assert!(pair.answer_time() < 3 * really, "{:?}", pair.answer_time());
+        // Jitter is smoothed as ever, and a path that is so slow is believed.
+        pair.note_rtt(really / 3);
+        assert!(pair.rtt > Some(really * 3 / 4));
+        let mut slow = Pair::new(path, CandidateKind::Host);
+        slow.proven = Some(origin());
+        (0..10).for_each(|_| slow.note_rtt(slept));
+        assert_eq!(slow.rtt, Some(slept));
+    }
 
     #[test]
     fn many_reserved_sockets_leave_room_for_each_others_pairs() {

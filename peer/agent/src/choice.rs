@@ -6,6 +6,7 @@ use rendezvous_wire::message::Role;
 use rendezvous_wire::stun::TransactionId;
 
 use crate::agent::Agent;
+use crate::checklist::UNBELIEVABLE;
 use crate::consent::Consent;
 use crate::event::{DeselectReason, Event, Selected};
 use crate::liveness::{Lapsed, Liveness};
@@ -211,7 +212,7 @@ impl Agent {
             return;
         };
         let mut consent = Consent::given(&self.timers, &mut self.rng, now);
-        if now > proven + self.timers.consent_interval {
+        if now > proven + self.timers.consent_interval || selected.rtt > UNBELIEVABLE {
             consent.next_check = now;
         }
         let liveness = Liveness::new(proven, selected.rtt, now);

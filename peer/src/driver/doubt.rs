@@ -36,6 +36,12 @@ impl Driver {
         let about = Circumstances { doubtful, spare: spare.is_some(), rtt: state.rtt() };
         let traffic = state.remote.relay_meter.take();
         let verdict = state.relay_watch.poll(traffic, about, now);
+        if state.relay_watch.take_revival() {
+            tracing::debug!(peer = %state.peer.short(), "heard again over the relay");
+            state.remote.begin_anew(now);
+            state.kick();
+            state.convalescence.begin(now);
+        }
         if state.relay_watch.poll_timeout().is_none() && state.remote.relay_meter.disarm(traffic) {
             state.relay_watch.look_again(now);
         }

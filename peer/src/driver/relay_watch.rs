@@ -62,6 +62,10 @@ pub(super) struct RelayWatch {
     asked: Option<Instant>,
     elsewhere_from: Option<Instant>,
     next: Option<Instant>,
+    /// Since when nothing has come, though what was sent wants an answer.
+    silent: Option<Instant>,
+    /// Something has come after a long silence.
+    revived: bool,
 }
 
 /// Sending over both, and what has been heard since.
@@ -83,6 +87,16 @@ impl RelayWatch {
         *self = Self { elsewhere_from, ..Self::default() };
     }
 
+    /// Whether what was sent lately has had no answer, and wants one.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.is_some()
+    }
+
+    /// Whether something has come after a long silence, once: what was sent before is lost, and QUIC would find that out late.
+    pub(super) fn take_revival(&mut self) -> bool {
+        std::mem::take(&mut self.revived)
+    }
+
     /// Something has left since it was looked.
     pub(super) fn look_again(&mut self, now: Instant) {
         self.next = Some(now);
@@ -102,6 +116,7 @@ impl RelayWatch {
     ) -> Option<Verdict> {
         let rtt = about.rtt.unwrap_or(SILENCE[0]);
         let patience = (rtt * ROUND_TRIPS).clamp(SILENCE[0], SILENCE[1]);
+        self.note_silence(traffic, patience, now);
         self.next = None;
         let verdict = match self.doubt {
             Some(doubt) => self.judge(doubt, traffic, about, patience, now),
@@ -121,6 +136,18 @@ impl RelayWatch {
             Some(Verdict::Ask) | None => {}
         }
         verdict
+    }
+
+    fn note_silence(&mut self, traffic: RelayTraffic, patience: Duration, now: Instant) {
+        if traffic.heard {
+            self.revived |= self.silent.take().is_some_and(|since| now >= since + LULL);
+        } else if let (Some(since), Some(last_sent)) = (traffic.unanswered_since, traffic.last_sent)
+            && now >= since + patience
+            // A bare acknowledgement is not answered, and nothing follows it.
+            && last_sent >= since + patience / ROUND_TRIPS
+        {
+            self.silent.get_or_insert(since);
+        }
     }
 
     fn watch(

@@ -216,3 +216,53 @@ fn with_one_server_there_is_nothing_but_to_ask_it() {
     }
     assert_eq!(verdicts, [Verdict::Ask]);
 }
+
+/// A relay that carries nothing for five seconds, and one side that sends ever more rarely, as QUIC does.
+#[test]
+fn what_comes_after_a_long_silence_is_noticed_once() {
+    let start = Instant::now();
+    let mut watch = RelayWatch::default();
+    let about = Circumstances { doubtful: false, spare: false, rtt: Some(80 * MS) };
+    let mut traffic = RelayTraffic::default();
+    let (mut lull, mut sent) = (0, 0);
+    for ms in 0..5_000 {
+        let now = start + ms * MS;
+        if [0, 20, 40, 300, 900, 2_100, 4_500].contains(&ms) {
+            if ms - sent >= 1_000 {
+                lull += 1;
+                traffic.unanswered_since = Some(now);
+            }
+            sent = ms;
+            traffic.unanswered_since.get_or_insert(now);
+            traffic.last_sent = Some(now);
+        }
+        watch.poll(traffic, about, now);
+        assert!(!watch.take_revival(), "nothing has come");
+    }
+    assert_eq!(lull, 2);
+    assert!(watch.is_silent());
+    let heard = RelayTraffic { unanswered_since: None, heard: true, ..traffic };
+    watch.poll(heard, about, start + 5_000 * MS);
+    assert!(watch.take_revival() && !watch.take_revival() && !watch.is_silent());
+}
+
+#[test]
+fn an_answer_in_time_or_after_a_pause_is_no_revival() {
+    let start = Instant::now();
+    let mut watch = RelayWatch::default();
+    let about = Circumstances { doubtful: false, spare: false, rtt: Some(80 * MS) };
+    for second in 0..60 {
+        // A bare acknowledgement is the last that leaves; much later there is a question, and an answer at once.
+        let asked = start + second * 20 * 1_000 * MS;
+        for ms in (0..19_000).step_by(50) {
+            let traffic = RelayTraffic {
+                unanswered_since: Some(asked),
+                last_sent: Some(asked),
+                heard: ms == 100,
+                ..RelayTraffic::default()
+            };
+            watch.poll(traffic, about, asked + ms * MS);
+            assert!(!watch.take_revival() && !watch.is_silent());
+        }
+    }
+}

@@ -305,6 +305,7 @@ impl Driver {
             unseen,
         });
         state.in_use = None;
+        let silent = state.relay_watch.is_silent();
         state.relay_watch.reset();
         self.socket.update(|table| {
             table.channels.insert((relay, introduction.channel), key);
@@ -321,6 +322,9 @@ impl Driver {
         self.route_over_relay(key, now);
         if let Some(state) = self.remotes.get_mut(&key) {
             // The other side may have been away for long, and neither has had an answer to anything.
+            if silent {
+                state.remote.begin_anew(now);
+            }
             state.kick();
             state.convalescence.begin(now);
             self.socket.flush(&state.remote);

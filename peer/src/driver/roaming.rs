@@ -42,7 +42,7 @@ impl Driver {
             match &change {
                 Change::Moved { .. } => server.handle_network_change(now),
                 Change::Woke(slept) if *slept >= SILENT => server.reconnect(),
-                Change::Woke(_) => server.ask_anew(now),
+                Change::Woke(_) => server.wake(now),
             }
             // The server sees from where it comes.
             server.upload(&register);
@@ -54,6 +54,11 @@ impl Driver {
             }
             self.want_renewal(key, now);
             if let Some(state) = self.remotes.get_mut(&key) {
+                if let Change::Woke(_) = change {
+                    // Whatever was under way is not any more.
+                    state.remote.begin_anew(now);
+                    state.kick();
+                }
                 state.convalescence.begin(now);
             }
         }

@@ -39,8 +39,8 @@ pub(super) struct Server {
     requests: mpsc::Sender<Request>,
     /// Has the signalling task connect anew.
     void: Arc<Notify>,
-    /// Has it try TCP.
-    deaf: Arc<Notify>,
+    /// Has it try TCP: nothing is answered over UDP.
+    deaf: watch::Sender<bool>,
     pub(super) address: RendezvousAddress,
     pub(super) state: State,
     /// Whether it answers.
@@ -153,11 +153,19 @@ impl Server {
     }
 
     /// Has the relay asked at once whether it still knows us, and where.
-    pub(super) fn ask_anew(&mut self, now: Instant) {
+    fn ask_anew(&mut self, now: Instant) {
         for (_, reflection) in &mut self.reflections {
             reflection.ask_anew(now);
         }
         self.answer_by = Some((now, now + ANSWER));
+    }
+
+    /// The machine has slept: it is in doubt no longer, and asked anew.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.up().is_some() {
+            self.vigil.wake(now);
+        }
+        self.ask_anew(now);
     }
 
     /// It should have answered something.
@@ -173,7 +181,16 @@ impl Server {
 
     /// It has answered. True when that ends a doubt.
     pub(super) fn answered(&mut self, now: Instant) -> bool {
-        self.vigil.handle_answer(now)
+        let doubted = self.vigil.handle_answer(now);
+        self.tell_deafness();
+        doubted
+    }
+
+    /// Whether TCP is worth a try: the relay is asked over UDP, and does not answer.
+    fn tell_deafness(&self) {
+        let unanswered = self.is_doubtful() || self.current().is_some_and(Reflection::is_unanswered);
+        let deaf = unanswered && self.current().is_some();
+        self.deaf.send_if_modified(|known| std::mem::replace(known, deaf) != deaf);
     }
 
     /// Asks it whether it is there. True: it is in doubt from now on.
@@ -231,7 +248,8 @@ impl Server {
 impl Driver {
     pub(super) fn add_server(&mut self, address: RendezvousAddress) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
-        let (void, deaf) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let void = Arc::new(Notify::new());
+        let (deaf, is_deaf) = watch::channel(false);
         let signalling = Signalling {
             index: self.servers.len(),
             address: address.clone(),
@@ -241,7 +259,7 @@ impl Driver {
             events: self.events_tx.clone(),
             requests: requests_rx,
             void: void.clone(),
-            deaf: deaf.clone(),
+            deaf: is_deaf,
             alive: self.alive.clone(),
             on_stream: false,
         };
@@ -493,9 +511,7 @@ impl Driver {
                     self.socket.send_stun(transmit.socket, transmit.destination, &transmit.datagram);
                 }
             }
-            if server.current().is_some_and(Reflection::is_unanswered) {
-                server.deaf.notify_one();
-            }
+            server.tell_deafness();
         }
         self.handle_settled(now);
         for index in doubted {
@@ -521,6 +537,7 @@ impl Driver {
             reflections.any(|(_, reflection)| reflection.handle_response(source, message, now))
         };
         let Some(answering) = self.servers.iter_mut().position(answers) else { return false };
+        let mut forgotten = false;
         for server in &mut self.servers {
             if let Some(mapped) = server.current().and_then(Reflection::bound_at)
                 && server.keep_alive.seen(mapped, now)
@@ -531,7 +548,11 @@ impl Driver {
                 tracing::debug!("the server does not know the registration any more");
                 server.state = State::Connecting;
                 server.void.notify_one();
+                forgotten = true;
             }
+        }
+        if forgotten {
+            self.mend_all(now);
         }
         for index in 0..self.servers.len() {
             self.leave_stream(index, now);

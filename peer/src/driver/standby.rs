@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use rand::Rng as _;
 use rendezvous_wire::message::{Introduce, Purpose, Request, RequestId, Role};
 
+use crate::socket::Route;
+
+use super::lanes::Lane;
 use super::remote::RemoteState;
 use super::servers::Server;
 use super::{Driver, Key};
@@ -126,18 +129,12 @@ impl Driver {
 
     /// Sees to it that a session whose server is lost has an introduction again, and a relay.
     pub(super) fn mend(&mut self, key: Key, now: Instant) {
+        self.mend_fall_back(key, now);
         let servers = &self.servers;
         let Some(state) = self.remotes.get_mut(&key) else { return };
         let Some(introduced) = &state.introduction else { return };
         if !state.has_connections() {
             return;
-        }
-        if state.lane().is_some_and(|lane| !lane.is_sound(servers))
-            && state.remote.route().direct().is_some()
-            && let Some(spare) = state.spare(servers)
-        {
-            // It is the fall-back, no more: nothing is to be proven first.
-            state.in_use = Some(spare.named());
         }
         let sound = introduced.lane.is_sound(servers);
         if !sound && state.selected.is_none() {
@@ -146,6 +143,22 @@ impl Driver {
             } else {
                 state.renewal.want_from(now + state.defers());
             }
+        }
+    }
+
+    /// Beside a direct path the relay is no more than the fall-back: nothing is to be proven before another one takes its place.
+    fn mend_fall_back(&mut self, key: Key, now: Instant) {
+        let servers = &self.servers;
+        let Some(state) = self.remotes.get_mut(&key) else { return };
+        let unsound = state.lane().is_some_and(|lane| !lane.is_sound(servers));
+        if !unsound || !state.has_connections() || state.remote.route().direct().is_none() {
+            return;
+        }
+        let Some(spare) = state.spare(servers).map(Lane::named) else { return };
+        state.in_use = Some(spare);
+        if matches!(**state.remote.route(), Route::Both { .. }) {
+            // Its copies have gone where nobody takes them.
+            self.route_both_ways(key, now);
         }
     }
 

@@ -76,6 +76,12 @@ impl Vigil {
         }
     }
 
+    /// This machine has slept: what was unanswered says nothing, and it is asked again.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.asked = None;
+        self.state = State::Asked { since: now, asks: 0 };
+    }
+
     /// Its connection is gone. True when it was not in doubt already.
     pub(super) fn lose(&mut self, now: Instant) -> bool {
         let fresh = !self.is_doubtful();
@@ -182,6 +188,22 @@ mod tests {
             assert_eq!((asked.len(), doubt), (4, patience), "{rtt}");
             assert!(vigil.is_doubtful());
         }
+    }
+
+    #[test]
+    fn questions_from_before_a_sleep_put_nothing_in_doubt() {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(1);
+        vigil.suspect(start);
+        assert_eq!(vigil.poll(start), Some(Step::Ask));
+        // The timers are looked at before anybody knows of the sleep.
+        let awake = start + 20_000 * MS;
+        while let Some(Step::Ask) = vigil.poll(awake) {}
+        assert!(vigil.is_doubtful());
+        vigil.wake(awake);
+        assert!(!vigil.is_doubtful());
+        let (asked, doubt) = until_doubt(&mut vigil, awake);
+        assert_eq!((asked.len(), doubt), (4, 450), "as ever from then on");
     }
 
     #[test]

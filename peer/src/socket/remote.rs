@@ -157,6 +157,11 @@ impl Remote {
         true
     }
 
+    /// The same way carries again after it has not for a while: what was sent before is lost, and says nothing of what is sent now.
+    pub(crate) fn begin_anew(&self, now: Instant) {
+        self.epoch.advance(matches!(**self.route.load(), Route::Direct(_)), now);
+    }
+
     /// Whether its direct path, or its relayed one, carries datagrams of full size; until then longer ones go in pieces.
     pub(crate) fn set_wide(&self, direct: bool, wide: bool) {
         let which = if direct { &self.direct_is_wide } else { &self.relay_is_wide };

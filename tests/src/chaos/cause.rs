@@ -109,6 +109,8 @@ pub struct Record {
     pub whereabouts: Whereabouts,
     /// When a peer's process could not run.
     pub late: Vec<(PeerIndex, Late)>,
+    /// How many servers there are.
+    pub servers: usize,
 }
 
 impl Record {
@@ -138,17 +140,33 @@ impl Record {
         if busy { Cause::Machine } else { Cause::Unexplained }
     }
 
-    /// How long `stall` went on after the last of all that concerned it was over, in milliseconds; after its own beginning where nothing did. A
-    /// peer that sleeps cannot be heard, and a relay that is down carries nothing, but this part of a stall is the programs' own.
+    /// How long `stall` went on after the last of all that left it no way was over, in milliseconds; after its own beginning where nothing did. A
+    /// peer that sleeps cannot be heard, and the only relay carries nothing while it is down, but this part of a stall is the programs' own.
     pub fn own(&self, stall: &Stall) -> f64 {
         let concerning = self.happenings.iter().filter(|happening| {
             happening.from <= stall.until
                 && happening.until.is_none_or(|until| until + IN_FLIGHT >= stall.since)
                 && self.concerns(happening, stall)
+                && self.leaves_no_way(happening)
         });
         let ends = concerning.map(|happening| happening.until.unwrap_or(stall.until));
         let over = ends.max().unwrap_or(stall.since).max(stall.since);
         stall.until.saturating_sub(over) as f64 / 1e3
+    }
+
+    /// Whether nothing could get through. What spares the relay, or TCP, or another server, leaves a way.
+    fn leaves_no_way(&self, happening: &Happening) -> bool {
+        match happening.what {
+            Disturbance::Cut { .. } | Disturbance::Narrow { .. } | Disturbance::NoUdp { .. } => false,
+            Disturbance::KillServer { .. } => self.servers < 2,
+            Disturbance::Reboot { .. }
+            | Disturbance::Loss { .. }
+            | Disturbance::Slow { .. }
+            | Disturbance::Move { .. }
+            | Disturbance::MoveBoth { .. }
+            | Disturbance::Sleep { .. }
+            | Disturbance::SleepBoth { .. } => true,
+        }
     }
 
     fn concerns(&self, happening: &Happening, stall: &Stall) -> bool {
@@ -243,6 +261,19 @@ mod tests {
         assert_eq!(record.own(&long), 1e3);
         assert_eq!(record.own(&Stall { until: 20 * S, ..long }), 0.0);
         assert_eq!(record.own(&stall(1, 0, 5 * S)), 1e3);
+    }
+
+    #[test]
+    fn what_leaves_another_way_excuses_nothing() {
+        let blocked = Disturbance::NoUdp { place: 3 };
+        let cut = Disturbance::Cut { between: [3, 0], way: Way::Both };
+        let killed = Disturbance::KillServer { server: 0 };
+        for (what, servers, own) in
+            [(blocked, 1, 1e3), (cut, 1, 1e3), (killed, 2, 1e3), (killed, 1, 0.0), (killed, 0, 0.0)]
+        {
+            let record = Record { servers, ..record(&[(what, 5 * S, 30 * S)]) };
+            assert_eq!(record.own(&stall(3, 0, 5 * S)), own, "{what} with {servers}");
+        }
     }
 
     #[test]

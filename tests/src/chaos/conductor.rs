@@ -48,7 +48,7 @@ pub fn run(settings: &Settings, manner: &Manner, stop: &AtomicBool) -> anyhow::R
         stop,
         manner,
         settings,
-        record: Record::default(),
+        record: Record { servers: settings.servers, ..Record::default() },
         in_force: Vec::new(),
         start: Instant::now(),
         told: Instant::now(),

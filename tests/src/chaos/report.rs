@@ -37,7 +37,7 @@ pub struct Judged {
     pub stall: Stall,
     /// What it is put down to.
     pub cause: Cause,
-    /// How long it went on after all that concerned it was over, in milliseconds.
+    /// How long it went on after all that left it no way was over, in milliseconds.
     pub own: f64,
 }
 
@@ -190,7 +190,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "\nstalls of {} ms and more, by what was in force at their beginning; ms, and the part of it after all was over",
+            "\nstalls of {} ms and more, by what was in force at their beginning; ms, and the part of it in which there was a way",
             self.load.threshold
         )?;
         let causes = self.by_cause();
