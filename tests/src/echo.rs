@@ -114,6 +114,22 @@ impl Echo {
         Ok(())
     }
 
+    /// Waits until the sender is on the relay, if it was direct.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen within `patience`.
+    pub fn relayed(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let deadline = std::time::Instant::now() + patience;
+        let direct =
+            |said: &[Value]| said.iter().rfind(|event| event["event"] == "path").is_some_and(direct_sender);
+        while direct(self.sender.said()) {
+            ensure!(std::time::Instant::now() < deadline, "the path is cut, and still it is direct");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Ends it: everything must have come back, in order, over one connection.
     ///
     /// # Errors

@@ -82,8 +82,9 @@ pub fn run(seed: u64, outage: Outage) -> anyhow::Result<Run> {
     let cut = now();
     a.cut_between(&b, outage.direction)?;
     std::thread::sleep(outage.lasts);
-    a.restore()?;
+    // It may be found again before this has returned.
     let restored = now();
+    a.restore()?;
     echo.direct(2, Duration::from_secs(20))?;
     std::thread::sleep(CALM);
     let end = now();
