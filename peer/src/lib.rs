@@ -42,8 +42,10 @@ mod socket;
 mod tunnel;
 
 pub mod doctor;
+pub mod forward;
 pub mod identity;
 pub mod reflection;
+pub mod service;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};
@@ -51,7 +53,8 @@ pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
 pub use portmap::{Mapped, Protocol as PortMappingProtocol};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
-pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+pub use rendezvous_wire::ticket::{ParseTicketError, UnwritableTicket};
+pub use rendezvous_wire::{InviteSecret, KeyPair, PeerId, RendezvousAddress, Ticket};
 pub use server_changes::{ServerChange, ServerChanges, ServerState};
 pub use session::{Path, RelayTransport, Session, Timeline};
 pub use signalling::ServerError;
