@@ -53,7 +53,7 @@ pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
 pub use portmap::{Mapped, Protocol as PortMappingProtocol};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
-pub use rendezvous_wire::ticket::{ParseTicketError, UnwritableTicket};
+pub use rendezvous_wire::ticket::{MAX_TICKET_SERVERS, ParseTicketError, UnwritableTicket};
 pub use rendezvous_wire::{InviteSecret, KeyPair, PeerId, RendezvousAddress, Ticket};
 pub use server_changes::{ServerChange, ServerChanges, ServerState};
 pub use session::{Path, RelayTransport, Session, Timeline};

@@ -63,12 +63,17 @@ impl FromStr for PeerName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if Ticket::looks_like(text) {
-            return text.parse().map(|ticket| Self::Ticket(Box::new(ticket))).map_err(|error| error.to_string());
+            return text
+                .parse()
+                .map(|ticket| Self::Ticket(Box::new(ticket)))
+                .map_err(|error| error.to_string());
         }
         if text.len() > LONGEST_ALIAS {
             return text.parse().map(Self::Id).map_err(|error| error.to_string());
         }
-        text.parse().map(Self::Alias).map_err(|_| "neither an alias, nor the id of a peer, nor a ticket".into())
+        text.parse()
+            .map(Self::Alias)
+            .map_err(|_| "neither an alias, nor the id of a peer, nor a ticket".into())
     }
 }
 
@@ -172,21 +177,22 @@ impl Settings {
         found: Option<&Found>,
         report: &Report,
     ) -> Result<Endpoint, Failure> {
+        if self.servers.is_empty() && found.is_none_or(|found| found.servers.is_empty()) {
+            return Err(no_server());
+        }
         let key = identity::load_or_create(&self.key)?;
         let mut builder = Endpoint::builder().identity(key).policy(policy).port_mapping(self.port_mapping);
         if let Some(lease) = self.port_mapping_lease {
             builder = builder.port_mapping_lease(lease);
         }
-        let mut known = BTreeSet::new();
-        for server in self.servers.iter().chain(found.into_iter().flat_map(|found| &found.servers)) {
-            // A person who names one twice is told so; here a ticket may just name ours.
-            if found.is_none_or(|found| found.servers.is_empty()) || known.insert(server.id) {
-                builder = builder.server(server.clone());
-                known.insert(server.id);
-            }
+        for server in &self.servers {
+            builder = builder.server(server.clone());
         }
-        if known.is_empty() {
-            return Err(no_server());
+        // A ticket may well name our own.
+        let mut ids: BTreeSet<PeerId> = self.servers.iter().map(|server| server.id).collect();
+        let further = found.into_iter().flat_map(|found| &found.servers);
+        for server in further.filter(|server| ids.insert(server.id)) {
+            builder = builder.server(server.clone());
         }
         let endpoint = builder.bind().await?;
         let online = tokio::select! {
@@ -270,14 +276,18 @@ pub(super) fn not_invited(error: RequestError) -> Failure {
     match error {
         RequestError::Refused => Failure {
             code: exit::REFUSED,
-            error: anyhow::anyhow!("the invitation was refused: it is spent, expired or withdrawn. Ask for a new one"),
+            error: anyhow::anyhow!(
+                "the invitation was refused: it is spent, expired or withdrawn. Ask for a new one"
+            ),
         },
         error => Failure::request(error, "the invitation"),
     }
 }
 
 /// What a change of the known peers needs.
-pub(super) fn update_peers<T>(change: impl FnOnce(&mut Peers) -> Result<T, PeersError>) -> Result<T, Failure> {
+pub(super) fn update_peers<T>(
+    change: impl FnOnce(&mut Peers) -> Result<T, PeersError>,
+) -> Result<T, Failure> {
     Ok(Peers::update(&home()?.peers, change)?)
 }
 

@@ -37,7 +37,9 @@ pub(in crate::cli) fn note(file: &Path, peer: PeerId, path: &peer::Path) -> io::
     let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     all.insert(peer.to_string(), Last { direct: path.is_direct(), path: path.to_string(), at });
     while all.len() > MOST {
-        let Some(oldest) = all.iter().min_by_key(|(_, last)| &last.at).map(|(id, _)| id.clone()) else { break };
+        let Some(oldest) = all.iter().min_by_key(|(_, last)| &last.at).map(|(id, _)| id.clone()) else {
+            break;
+        };
         all.remove(&oldest);
     }
     super::replace(file, &toml::to_string(&all).map_err(io::Error::other)?)

@@ -1,8 +1,8 @@
 //! What a person has set up: the configuration, the peers that are known, and what was seen of them last.
 
-pub(super) mod config;
-pub(super) mod last;
-pub(super) mod peers;
+pub(in crate::cli) mod config;
+pub(in crate::cli) mod last;
+pub(in crate::cli) mod peers;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -49,11 +49,8 @@ impl Lock {
         let directory = directory_of(path);
         fs::create_dir_all(directory)?;
         // A file of its own: the one that it guards is replaced.
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path.with_extension("lock"))?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).open(path.with_extension("lock"))?;
         file.lock()?;
         Ok(Self(file))
     }

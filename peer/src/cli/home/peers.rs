@@ -189,8 +189,7 @@ pub(in crate::cli) enum PeersError {
 impl Peers {
     /// Reads the file; what is known when there is none is nothing.
     pub(in crate::cli) fn load(path: &Path) -> Result<Self, PeersError> {
-        let text =
-            super::read(path).map_err(|source| PeersError::Io { path: path.to_owned(), source })?;
+        let text = super::read(path).map_err(|source| PeersError::Io { path: path.to_owned(), source })?;
         toml::from_str(&text.unwrap_or_default())
             .map_err(|error| PeersError::Content { path: path.to_owned(), message: error.to_string() })
     }

@@ -73,7 +73,9 @@ fn an_alias_belongs_to_one_peer() {
     peers.name(id(1), alias("cellar")).unwrap();
     peers.name(id(2), alias("nas")).unwrap();
     assert!(peers.is(id(1), &Who::Alias(alias("cellar"))) && !peers.is(id(1), &Who::Alias(alias("nas"))));
-    assert!(peers.is(id(1), &Who::Anyone) && !peers.is(id(1), &Who::Trusted) && peers.is(id(1), &Who::Id(id(1))));
+    assert!(
+        peers.is(id(1), &Who::Anyone) && !peers.is(id(1), &Who::Trusted) && peers.is(id(1), &Who::Id(id(1)))
+    );
 }
 
 #[test]
