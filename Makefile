@@ -3,7 +3,8 @@
 CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
 TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl \
-	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils
+	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils \
+	sshd:openssh-server ssh:openssh-client python3:python3
 # What only the benchmarks need.
 BENCH_TOOLS := turnserver:coturn chrt:util-linux
 # What only the test with a browser needs: 250 MB once unpacked.

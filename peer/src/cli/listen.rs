@@ -40,6 +40,12 @@ machine's id, unless --allow names some. Open invitations (peer invite) are take
 /// Commands that run at once; further streams wait.
 const MAX_COMMANDS: usize = 64;
 
+/// What those hear that came too late.
+const ONE_SESSION: &[u8] = b"this listener serves one session, and has one";
+
+/// Sessions that have brought no pipe yet.
+const MAX_WAITING: usize = 64;
+
 #[derive(Debug, Args)]
 pub(super) struct ListenArguments {
     #[command(flatten)]
@@ -132,18 +138,15 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
 }
 
 /// Joins the first session that brings a pipe to standard input and output, and turns others away.
-async fn pipe_first(endpoint: &Endpoint, gate: &Gate, report: &Report) -> Result<(), Failure> {
-    let Some(session) = endpoint.accept().await else { return Ok(()) };
-    report.connected(&session);
-    let paths = tokio::spawn(follow(session.clone(), report.clone()));
+async fn pipe_first(endpoint: &Endpoint, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
+    let Some((session, send, receive)) = first_pipe(endpoint, gate, report).await else { return Ok(()) };
     let turn_away = async {
         while let Some(other) = endpoint.accept().await {
-            other.close(1u8.into(), b"this listener serves one session, and has one");
+            other.close(1u8.into(), ONE_SESSION);
         }
         std::future::pending::<()>().await;
     };
     let piped = async {
-        let (send, receive) = pipe::meet(&session, Some(gate)).await?;
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(&session));
         tokio::try_join!(upload, download)
@@ -152,12 +155,47 @@ async fn pipe_first(endpoint: &Endpoint, gate: &Gate, report: &Report) -> Result
         outcome = piped => outcome,
         () = turn_away => return Ok(()),
     };
-    paths.abort();
     let (sent, received) = outcome.map_err(Failure::broken)?;
     report.closed(&session, sent, received);
     // The side that dialled closes when it has everything.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), session.closed()).await;
     Ok(())
+}
+
+/// Waits for a session that brings a pipe; others may ping or use an invitation meanwhile, and go.
+async fn first_pipe(
+    endpoint: &Endpoint,
+    gate: &Arc<Gate>,
+    report: &Report,
+) -> Option<(Session, SendStream, RecvStream)> {
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut sessions: Vec<Session> = Vec::new();
+    loop {
+        tokio::select! {
+            session = endpoint.accept(), if waiting.len() < MAX_WAITING => {
+                let session = session?;
+                report.connected(&session);
+                tokio::spawn(follow(session.clone(), report.clone()));
+                sessions.retain(|other| other.close_reason().is_none());
+                sessions.push(session.clone());
+                let gate = gate.clone();
+                waiting.spawn(async move {
+                    let met = pipe::meet(&session, Some(&gate)).await;
+                    (session, met)
+                });
+            }
+            Some(met) = waiting.join_next() => match met {
+                Ok((session, Ok((send, receive)))) => {
+                    for other in sessions.iter().filter(|other| other.stable_id() != session.stable_id()) {
+                        other.close(1u8.into(), ONE_SESSION);
+                    }
+                    return Some((session, send, receive));
+                }
+                Ok((session, Err(error))) => report.session_failed(session.peer(), &error),
+                Err(_) => {}
+            },
+        }
+    }
 }
 
 async fn serve(

@@ -301,10 +301,62 @@ async fn interrupted() {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Arguments;
+
+    const ID: &str = "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa";
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Arguments::command().debug_assert();
+        Arguments::command().debug_assert();
+    }
+
+    /// The words of an example, as a shell would have them: without redirections and what stands behind a pipe or a comment.
+    fn words(example: &str) -> Vec<String> {
+        let end = [" > ", " < ", " | "].iter().filter_map(|mark| example.find(mark)).min();
+        let ticket = peer::Ticket {
+            peer: ID.parse().unwrap(),
+            servers: vec![format!("rv://{ID}@vps.example").parse().unwrap()],
+            secret: None,
+        };
+        let ticket = ticket.encode().unwrap();
+        example[..end.unwrap_or(example.len())]
+            .split_whitespace()
+            .map(|word| match word {
+                "PEER" => ID.to_owned(),
+                "TICKET" => ticket.clone(),
+                word => word.replace("rv://ID@", &format!("rv://{ID}@")),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_example_of_every_help_is_understood() {
+        let command = Arguments::command();
+        let mut seen = 0;
+        for command in command.get_subcommands().chain([&command]) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let mut own = 0;
+            for line in help.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")) {
+                let Some(start) = line.find("peer ") else { continue };
+                let words = words(&line[start..].replace('\'', " "));
+                // The proxy command of an example of ssh.
+                let words: Vec<_> =
+                    words.iter().map(|word| word.replace("%h", "nas").replace("%p", "22")).collect();
+                let words = match words.iter().position(|word| word.contains('@') && !word.contains("rv://"))
+                {
+                    Some(ssh) => &words[..ssh],
+                    None => &words[..],
+                };
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{line}\n{error}");
+                }
+                own += 1;
+            }
+            assert!(own > 0, "{} has no example", command.get_name());
+            seen += own;
+        }
+        assert!(seen > 30, "{seen} examples were found");
     }
 }

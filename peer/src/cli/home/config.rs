@@ -202,8 +202,8 @@ mod tests {
     fn an_error_names_the_file_and_the_line() {
         let unknown = parse("# first\n\nserver = \"rv://x\"\n").unwrap_err();
         assert!(unknown.starts_with("config.toml, line 3: ") && unknown.contains("`server`"), "{unknown}");
-        let wrong = parse("port-mapping = true\nservers = [\n  \"http://x\",\n]").unwrap_err();
-        assert!(wrong.contains("line 3") && wrong.contains("rv://"), "{wrong}");
+        let wrong = parse("port-mapping = true\nservers = [\"http://x\"]\n").unwrap_err();
+        assert!(wrong.contains("line 2: \"http://x\"") && wrong.contains("rv://"), "{wrong}");
         let nested = parse("[[serve]]\nto = \"nas\"\nforwards = []\n").unwrap_err();
         assert!(nested.contains("line 3") && nested.contains("forwards"), "{nested}");
         let broken = parse("key = \n").unwrap_err();
