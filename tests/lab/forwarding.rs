@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use end_to_end::process::{PATIENCE, Program, binary};
-use end_to_end::world::World;
+use end_to_end::world::{SITE_DELAY, World};
 use libtest_mimic::Trial;
 use netsim::Host;
 use nix::sys::signal::Signal;
 
-use crate::setup::{curl, fetch, friends, listen, web_server};
+use crate::setup::{curl, fetch, friends, friends_at, listen, web_server};
 use crate::trial;
 
 /// Connections at once.
@@ -100,23 +100,31 @@ fn dns_over_udp() -> anyhow::Result<()> {
     let _listener = listen(&world, &b, &["--allow-forward", &format!("udp:localhost:{port}")])?;
     let (_forward, at) = forward(&world, &a, &["-L", &format!("udp:0:localhost:{port}")])?;
     let place = at[0].strip_prefix("udp:").context("a UDP place")?.to_owned();
-    // Several resolvers at once, each with queries of several sizes: within a QUIC datagram, and beyond.
+    // Several resolvers, each with queries of several sizes: within a QUIC datagram, and beyond.
     for client in 0..4 {
         let socket = a.run(|| UdpSocket::bind("127.0.0.1:0"))?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         for (number, length) in [60, 512, 1232, 4096, 40_000, 60].into_iter().enumerate() {
-            let id = (client * 100 + number) as u16;
-            let mut buffer = vec![0; 65_536];
-            // As a resolver does: asked again when there is no answer.
-            let answered = (0..3).find_map(|_| {
-                socket.send_to(&query(id, length), &place).ok()?;
-                let count = socket.recv(&mut buffer).ok()?;
-                (count == usize::from(length) && buffer[..2] == id.to_be_bytes()).then_some(())
-            });
-            ensure!(answered.is_some(), "client {client}: no answer of {length} bytes");
+            ask(&socket, &place, client * 100 + number as u16, length)?;
         }
     }
     Ok(())
+}
+
+/// Asks a responder; as a resolver does, again when there is no answer.
+fn resolve(host: &Host, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
+    let socket = host.run(|| UdpSocket::bind("127.0.0.1:0"))?;
+    ask(&socket, place, id, length)
+}
+
+fn ask(socket: &UdpSocket, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut buffer = vec![0; 65_536];
+    let answered = (0..3).find_map(|_| {
+        socket.send_to(&query(id, length), place).ok()?;
+        let count = socket.recv(&mut buffer).ok()?;
+        (count == usize::from(length) && buffer[..2] == id.to_be_bytes()).then_some(())
+    });
+    answered.with_context(|| format!("no answer of {length} bytes"))
 }
 
 fn socks5() -> anyhow::Result<()> {
@@ -216,10 +224,14 @@ fn unix_sockets() -> anyhow::Result<()> {
 fn a_port_there_leads_here() -> anyhow::Result<()> {
     let (world, a, b) = friends()?;
     let (_web, _files, port) = web_server(&a, "from the laptop")?;
-    let mut listener = listen(&world, &b, &["--allow-listen", "127.0.0.1:9000"])?;
-    let (mut forward, at) = forward(&world, &a, &["-R", &format!("9000:localhost:{port}")])?;
+    let names = responder(&a)?.port();
+    let allow = ["--allow-listen", "127.0.0.1:9000", "--allow-listen", "udp:127.0.0.1:9053"];
+    let mut listener = listen(&world, &b, &allow)?;
+    let (web, dns) = (format!("9000:localhost:{port}"), format!("udp:9053:localhost:{names}"));
+    let (mut forward, at) = forward(&world, &a, &["-R", &web, "-R", &dns])?;
     ensure!(at[0] == "127.0.0.1:9000", "{at:?}");
     ensure!(fetch(&b, &["http://localhost:9000/hello"])? == "from the laptop");
+    resolve(&b, "127.0.0.1:9053", 5, 700)?;
     // It listens no longer than it is asked to.
     forward.signal(Signal::SIGTERM)?;
     forward.wait(PATIENCE)?;
@@ -487,14 +499,14 @@ fn ssh() -> anyhow::Result<()> {
 }
 
 fn ping() -> anyhow::Result<()> {
-    let (world, a, b) = friends()?;
+    let (world, a, b) = friends_at(SITE_DELAY)?;
     let _listener = listen(&world, &b, &["--echo"])?;
-    let mut peer = world.person(&a, "laptop", &["ping", "nas", "--count", "12", "--interval", "0.2"])?;
+    let mut peer = world.person(&a, "laptop", &["ping", "nas", "--count", "60", "--interval", "0.05"])?;
     let mut text = String::new();
     peer.stdout()?.read_to_string(&mut text)?;
     ensure!(peer.wait(PATIENCE)?.success());
     let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
-    ensure!(lines.iter().filter(|line| line["event"] == "pong").count() >= 10, "{text}");
+    ensure!(lines.iter().filter(|line| line["event"] == "pong").count() >= 50, "{text}");
     let summaries: Vec<_> = lines.iter().filter(|line| line["event"] == "summary").collect();
     let direct =
         summaries.iter().find(|line| line["path"].as_str().is_some_and(|path| path.starts_with("direct")));
@@ -503,6 +515,6 @@ fn ping() -> anyhow::Result<()> {
     let least = direct["rtt_ms"][0].as_f64().context("an RTT")?;
     ensure!(least >= 79.0, "{direct}");
     let sent: u64 = summaries.iter().filter_map(|line| line["sent"].as_u64()).sum();
-    ensure!(sent == 12, "{text}");
+    ensure!(sent == 60, "{text}");
     Ok(())
 }

@@ -34,17 +34,29 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Two homes behind NATs.
+/// Two homes behind NATs, without any delay.
 pub(crate) fn homes() -> anyhow::Result<(World, Host, Host)> {
+    homes_at(std::time::Duration::ZERO)
+}
+
+/// Two homes behind NATs, this far from the middle.
+fn homes_at(delay: std::time::Duration) -> anyhow::Result<(World, Host, Host)> {
     let mut world = World::new(6)?;
-    let a = world.lab.add_site("a", SiteConfig::new(RouterKind::EimApdf))?;
-    let b = world.lab.add_site("b", SiteConfig::new(RouterKind::EimApdf))?;
+    let config = || SiteConfig::new(RouterKind::EimApdf);
+    let config = || if delay.is_zero() { config() } else { config().delay(delay) };
+    let a = world.lab.add_site("a", config())?;
+    let b = world.lab.add_site("b", config())?;
     Ok((world, a.host(0), b.host(0)))
 }
 
 /// Two machines that are set up; `laptop` is `a`'s, `nas` is `b`'s, and `laptop` has a ticket of `nas` that it has not shown yet.
 pub(crate) fn friends() -> anyhow::Result<(World, Host, Host)> {
-    let (world, a, b) = homes()?;
+    friends_at(std::time::Duration::ZERO)
+}
+
+/// The same, this far from the middle.
+pub(crate) fn friends_at(delay: std::time::Duration) -> anyhow::Result<(World, Host, Host)> {
+    let (world, a, b) = homes_at(delay)?;
     let address = world.address.clone();
     world.done(&b, "nas", &["init", &address])?;
     world.done(&a, "laptop", &["init", &address])?;
