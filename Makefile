@@ -6,7 +6,7 @@ TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux c
 	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils \
 	sshd:openssh-server ssh:openssh-client python3:python3
 # What only the benchmarks need.
-BENCH_TOOLS := turnserver:coturn chrt:util-linux
+BENCH_TOOLS := turnserver:coturn chrt:util-linux socat:socat
 # What only the test with a browser needs: 250 MB once unpacked.
 BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
@@ -77,6 +77,7 @@ bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN aga
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/goodput
 	$(RELEASE)/relay_bench
+	$(RELEASE)/forward
 
 soak: tools ## The relay at full load for SOAK seconds (600), channels coming and going.
 	$(CARGO) build --release -p rendezvous -p end-to-end --bins

@@ -18,6 +18,8 @@
 //! # }
 //! ```
 //!
+//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one.
+//!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
 

@@ -23,6 +23,7 @@ mod mtu;
 mod networks;
 mod poisoned;
 mod portmap;
+mod reach;
 mod restart;
 mod reverse_proxy;
 mod roaming;
@@ -59,6 +60,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(commands::trials());
     trials.extend(setup::trials());
     trials.extend(forwarding::trials());
+    trials.extend(reach::trials());
     trials.extend(doctor::trials());
     trials.extend(explain::trials());
     trials.extend(families::trials());

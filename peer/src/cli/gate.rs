@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use peer::forward::{Observer, Rules, serve};
+use peer::forward::{Listeners, Observer, Rules, serve};
 use peer::service::{Answer, Cause, Exchange, Request};
 use peer::{Endpoint, IntroductionPolicy, InviteSecret, PeerId};
 
@@ -34,6 +34,7 @@ pub(super) struct Gate {
     /// Whether there is something for whoever comes.
     anyone: bool,
     known: Mutex<(Stamp, Arc<Peers>)>,
+    listeners: Listeners,
     observer: Observer,
     report: Report,
 }
@@ -58,6 +59,7 @@ impl Gate {
             allowed,
             anyone,
             known,
+            listeners: Listeners::default(),
             observer: listen::observer(report),
             report: report.clone(),
         })
@@ -137,7 +139,7 @@ impl Gate {
                     let _ = exchange.send.finish();
                 }
             }
-            request => serve(request, exchange, &self.rules(peer), &self.observer).await,
+            request => serve(request, exchange, &self.rules(peer), &self.listeners, &self.observer).await,
         }
     }
 

@@ -109,7 +109,16 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
         rules.push((who, Rules { forward: arguments.allow_forward, listen: arguments.allow_listen }));
     }
     if arguments.serve {
+        let peers = settings.peers()?;
         for serve in &settings.config.serve {
+            for who in &serve.to {
+                // An invitation may yet bring somebody of that name.
+                if let Who::Alias(alias) = who
+                    && peers.named(alias).is_none()
+                {
+                    report.nobody_of_that_name(alias);
+                }
+            }
             let rule = Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
             rules.push((serve.to.clone(), rule));
         }

@@ -10,6 +10,7 @@ use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Ses
 use serde_json::{Value, json};
 
 use super::connect::follow;
+use super::home::peers::Alias;
 use super::home::{Home, last};
 
 /// Where events go.
@@ -116,6 +117,14 @@ impl Report {
         let words =
             "the configuration names nothing to serve; add [[serve]] to it, as `peer listen --help` shows";
         self.emit("nothing_served", json!({}), words);
+    }
+
+    /// The configuration serves somebody who is not known.
+    pub(super) fn nobody_of_that_name(&self, alias: &Alias) {
+        let words = format!(
+            "the configuration serves {alias}, but no peer has that alias yet; `peer list` shows those that have one"
+        );
+        self.emit("unknown_alias", json!({ "alias": alias.to_string() }), &words);
     }
 
     /// Something about forwarding.

@@ -1,11 +1,15 @@
 //! The far side: what is asked for is connected to, or listened for.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rendezvous_wire::PeerId;
 use tokio::net::{TcpStream, UdpSocket, UnixStream, lookup_host};
+use tokio::sync::{Notify, watch};
 
 use super::datagrams::{self, End, MAX_DATAGRAM, Sink};
 use super::listen::{Listener, Opener};
@@ -20,7 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers a request for a forwarding by the rules for that peer: [`Request::Connect`], [`Request::Listen`] and [`Request::Ping`]; anything
 /// else is refused. Ends with what was asked for.
-pub async fn serve(request: Request, exchange: Exchange, rules: &Rules, observer: &Observer) {
+pub async fn serve(
+    request: Request,
+    exchange: Exchange,
+    rules: &Rules,
+    listeners: &Listeners,
+    observer: &Observer,
+) {
     match request {
         Request::Ping => echo(exchange).await,
         Request::Connect(target) => {
@@ -44,7 +54,9 @@ pub async fn serve(request: Request, exchange: Exchange, rules: &Rules, observer
                 }
             }
         }
-        Request::Listen(bind) if rules.allows_listening(&bind) => listen(&bind, exchange, observer).await,
+        Request::Listen(bind) if rules.allows_listening(&bind) => {
+            listen(&bind, exchange, listeners, observer).await;
+        }
         Request::Listen(bind) => {
             observer.notice(Notice::Denied { peer: exchange.peer(), what: format!("listening at {bind}") });
             exchange.refuse().await;
@@ -106,7 +118,7 @@ async fn connect(target: &Target, place: io::Result<Place>, mut exchange: Exchan
         Outside::Tcp(socket) => streams::join(socket, exchange.send, exchange.receive, AtOnce).await,
         Outside::Unix(socket) => streams::join(socket, exchange.send, exchange.receive, AtOnce).await,
         Outside::Udp(socket) => {
-            let socket = std::sync::Arc::new(socket);
+            let socket = Arc::new(socket);
             let end = Connected { socket: socket.clone(), buffer: vec![0; MAX_DATAGRAM] };
             datagrams::join(end, socket, exchange, AtOnce).await
         }
@@ -146,7 +158,7 @@ async fn open(target: &Target, place: Place) -> io::Result<Outside> {
 
 /// A UDP socket that talks to one address.
 struct Connected {
-    socket: std::sync::Arc<UdpSocket>,
+    socket: Arc<UdpSocket>,
     buffer: Vec<u8>,
 }
 
@@ -163,7 +175,7 @@ impl End for Connected {
     }
 }
 
-impl Sink for std::sync::Arc<UdpSocket> {
+impl Sink for Arc<UdpSocket> {
     async fn send(&self, payload: &[u8]) -> io::Result<()> {
         UdpSocket::send(self, payload).await.map(|_| ())
     }
@@ -193,8 +205,10 @@ async fn echo(mut exchange: Exchange) {
 }
 
 /// Gives the other side a stream for every connection to a listener that it asked for, until it ends its request.
-async fn listen(bind: &Bind, mut exchange: Exchange, observer: &Observer) {
+async fn listen(bind: &Bind, mut exchange: Exchange, listeners: &Listeners, observer: &Observer) {
     let peer = exchange.peer();
+    // Lives longer than the listener below.
+    let turn = listeners.take_over(bind, peer).await;
     let listener = match Listener::bind(bind).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -217,6 +231,52 @@ async fn listen(bind: &Bind, mut exchange: Exchange, observer: &Observer) {
     tokio::select! {
         () = listener.run(opener, observer.clone()) => {}
         _ = exchange.receive.read(&mut byte) => {}
+        () = turn.stop.notified() => {}
+    }
+}
+
+/// What is listened for on behalf of peers, in all sessions of a process. A cheap handle.
+///
+/// A peer that asks for a place that it has already gets it: the one that had it may have died without a word, and its session would live on
+/// for a quarter of an hour.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners(Arc<Mutex<HashMap<Bind, Held>>>);
+
+#[derive(Debug)]
+struct Held {
+    peer: PeerId,
+    stop: Arc<Notify>,
+    /// Closed once the place is free.
+    ended: watch::Receiver<()>,
+}
+
+/// The right to a place; given back when it is dropped.
+struct Turn {
+    stop: Arc<Notify>,
+    _held: watch::Sender<()>,
+}
+
+impl Listeners {
+    /// Ends what the same peer had there. What others have is left alone: whoever wants it as well is told that it is in use.
+    async fn take_over(&self, bind: &Bind, peer: PeerId) -> Turn {
+        let (held, ended) = watch::channel(());
+        let turn = Turn { stop: Arc::new(Notify::new()), _held: held };
+        let mut older = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, held| held.ended.has_changed().is_ok());
+            // Port 0 is another one each time.
+            let lasting = !matches!(bind, Bind::Address(_, address) if address.port() == 0);
+            if !lasting || all.get(bind).is_some_and(|held| held.peer != peer) {
+                return turn;
+            }
+            all.insert(bind.clone(), Held { peer, stop: turn.stop.clone(), ended })
+        };
+        if let Some(older) = &mut older {
+            older.stop.notify_one();
+            // An error is the end of the other turn.
+            while older.ended.changed().await.is_ok() {}
+        }
+        turn
     }
 }
 
@@ -236,5 +296,33 @@ impl Opener for Reverse {
 
     fn shown(&self) -> String {
         "the other side".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(seed: u8) -> PeerId {
+        PeerId::from_bytes([seed; 32])
+    }
+
+    #[tokio::test]
+    async fn a_peer_takes_its_own_place_over_and_nobody_elses() {
+        let listeners = Listeners::default();
+        let bind: Bind = "9000".parse().unwrap();
+        let first = listeners.take_over(&bind, id(1)).await;
+        // Another peer does not disturb it.
+        drop(listeners.take_over(&bind, id(2)).await);
+        let second = tokio::spawn({
+            let (listeners, bind) = (listeners.clone(), bind.clone());
+            async move { listeners.take_over(&bind, id(1)).await }
+        });
+        first.stop.notified().await;
+        assert!(!second.is_finished(), "the place is not free yet");
+        drop(first);
+        let second = second.await.unwrap();
+        drop(second);
+        drop(listeners.take_over(&bind, id(2)).await);
     }
 }

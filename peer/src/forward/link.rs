@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 
 use super::listen::{Listener, Opener};
 use super::spec::{Bind, Forwarding, Target};
-use super::{Notice, Observer, connect, socks};
+use super::{Listeners, Notice, Observer, connect, socks};
 use crate::endpoint::{ConnectError, Endpoint};
 use crate::service::{Exchange, Hub, Incoming, Request, RequestError};
+use crate::session::Session;
 
 /// The first and the longest pause between attempts to open a session; each is twice the one before, and up to half of it is left to chance.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -27,7 +28,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// A session from which nothing has come for this long is asked whether it is there: longer than its keep-alive interval of 15 s.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// A session that does not answer for this long is given up: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
+/// A session that does not answer for this long is given up if another can be opened: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
 const SILENT: Duration = Duration::from_secs(5);
 
 /// Code of a session that was given up.
@@ -195,8 +196,13 @@ impl Forwarder {
     ) -> Result<(), ForwardError> {
         let mut pause = BACK_OFF.0;
         let mut first = true;
+        let mut next = None;
         loop {
-            match self.endpoint.connect(self.peer).await {
+            let session = match next.take() {
+                Some(session) => Ok(session),
+                None => self.endpoint.connect(self.peer).await,
+            };
+            match session {
                 Ok(session) => {
                     let began = Instant::now();
                     self.observer.notice(Notice::Connected(session.clone()));
@@ -205,14 +211,14 @@ impl Forwarder {
                         // An answer that did not come is the session's end, not a refusal.
                         Err(error) if first && !error.is_transient() => return Err(error),
                         Err(error) => tracing::debug!(%error, "a session was of no use"),
-                        Ok(()) => {}
+                        Ok(replacement) => next = replacement,
                     }
                     first = false;
                     self.hub.send_replace(None);
                     hub.session().close(GIVEN_UP.into(), b"opened anew");
                     self.observer.notice(Notice::Lost { peer: self.peer });
                     // The next one is opened at once, unless this one was closed as soon as it stood.
-                    if began.elapsed() > pause {
+                    if next.is_some() || began.elapsed() > pause {
                         pause = BACK_OFF.0;
                     } else {
                         tokio::time::sleep(pause).await;
@@ -231,12 +237,12 @@ impl Forwarder {
         }
     }
 
-    /// One session, from its beginning to its end.
+    /// One session, from its beginning to its end; with the one that takes its place, where there is one.
     async fn carry(
         &self,
         hub: &Hub,
         prologue: &impl AsyncFn(&Hub) -> Result<(), RequestError>,
-    ) -> Result<(), ForwardError> {
+    ) -> Result<Option<Session>, ForwardError> {
         prologue(hub).await.map_err(ForwardError::Prologue)?;
         // They listen for as long as these streams are open.
         let mut asked: Vec<(Exchange, Arc<Target>)> = Vec::new();
@@ -250,14 +256,25 @@ impl Forwarder {
         }
         self.hub.send_replace(Some(hub.clone()));
         tokio::select! {
-            _ = hub.session().closed() => {}
-            () = self.watch(hub) => {}
-            () = take_connections(hub, &asked, &self.observer) => {}
+            _ = hub.session().closed() => Ok(None),
+            session = self.replacement(hub) => Ok(Some(session)),
+            () = take_connections(hub, &asked, &self.observer) => Ok(None),
         }
-        Ok(())
     }
 
-    /// Ends when the other side does not answer any more.
+    /// Another session, once this one does not answer and another can be opened: the other side was started anew. One that merely sleeps, or has
+    /// lost its network, finds this session and its connections when it is back.
+    async fn replacement(&self, hub: &Hub) -> Session {
+        loop {
+            self.watch(hub).await;
+            match self.endpoint.connect(self.peer).await {
+                Ok(session) => return session,
+                Err(error) => tracing::debug!(%error, "no other session either"),
+            }
+        }
+    }
+
+    /// Ends when the other side does not answer.
     async fn watch(&self, hub: &Hub) {
         let received = || hub.session().stats().udp_rx.datagrams;
         let (mut count, mut silent) = (received(), Duration::ZERO);
@@ -267,7 +284,7 @@ impl Forwarder {
             silent = if now == count { silent + LOOK } else { Duration::ZERO };
             count = now;
             if (doubted || silent >= SILENCE) && !hub.answers(SILENT).await {
-                tracing::debug!(peer = %self.peer, "no answer within {SILENT:?}: the session is given up");
+                tracing::debug!(peer = %self.peer, "no answer within {SILENT:?}: is there another session to be had?");
                 return;
             }
         }
@@ -317,7 +334,14 @@ async fn take_connections(hub: &Hub, asked: &[(Exchange, Arc<Target>)], observer
                     }
                 }
                 Ok(Incoming::Request(request, exchange)) => {
-                    connect::serve(request, exchange, &super::Rules::default(), &observer).await;
+                    connect::serve(
+                        request,
+                        exchange,
+                        &super::Rules::default(),
+                        &Listeners::default(),
+                        &observer,
+                    )
+                    .await;
                 }
                 Ok(Incoming::Pipe(mut send, mut receive)) => {
                     let _ = send.reset(crate::service::REFUSED.into());

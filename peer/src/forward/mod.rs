@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use connect::serve;
+pub use connect::{Listeners, serve};
 pub use link::{ForwardError, Forwarder, Plan};
 pub use rules::{BindPattern, PatternError, Place, Rules, TargetPattern};
 pub use spec::{Bind, Forwarding, Protocol, SpecError, Target};
