@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use end_to_end::process::{PATIENCE, Program, binary};
@@ -36,13 +36,13 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Two homes behind NATs, without any delay.
 pub(crate) fn homes() -> anyhow::Result<(World, Host, Host)> {
-    homes_at(std::time::Duration::ZERO)
+    homes_behind(RouterKind::EimApdf, Duration::ZERO)
 }
 
-/// Two homes behind NATs, this far from the middle.
-fn homes_at(delay: std::time::Duration) -> anyhow::Result<(World, Host, Host)> {
+/// Two homes behind such NATs, this far from the middle.
+fn homes_behind(kind: RouterKind, delay: Duration) -> anyhow::Result<(World, Host, Host)> {
     let mut world = World::new(6)?;
-    let config = || SiteConfig::new(RouterKind::EimApdf);
+    let config = || SiteConfig::new(kind);
     let config = || if delay.is_zero() { config() } else { config().delay(delay) };
     let a = world.lab.add_site("a", config())?;
     let b = world.lab.add_site("b", config())?;
@@ -51,12 +51,12 @@ fn homes_at(delay: std::time::Duration) -> anyhow::Result<(World, Host, Host)> {
 
 /// Two machines that are set up; `laptop` is `a`'s, `nas` is `b`'s, and `laptop` has a ticket of `nas` that it has not shown yet.
 pub(crate) fn friends() -> anyhow::Result<(World, Host, Host)> {
-    friends_at(std::time::Duration::ZERO)
+    friends_behind(RouterKind::EimApdf, Duration::ZERO)
 }
 
-/// The same, this far from the middle.
-pub(crate) fn friends_at(delay: std::time::Duration) -> anyhow::Result<(World, Host, Host)> {
-    let (world, a, b) = homes_at(delay)?;
+/// The same behind such NATs, this far from the middle.
+pub(crate) fn friends_behind(kind: RouterKind, delay: Duration) -> anyhow::Result<(World, Host, Host)> {
+    let (world, a, b) = homes_behind(kind, delay)?;
     let address = world.address.clone();
     world.done(&b, "nas", &["init", &address])?;
     world.done(&a, "laptop", &["init", &address])?;
@@ -202,7 +202,7 @@ fn an_invitation_expires() -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while world.done(&b, "nas", &["list"])?.contains("invitation") {
         ensure!(Instant::now() < deadline, "still open");
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     let (code, said) = try_ping(&world, &a, "laptop", &ticket)?;
     ensure!(code == Some(6) && said.contains("expired"), "{code:?}: {said}");

@@ -111,9 +111,10 @@ async fn ping(
                 let mut buffer = sender.buffer(8);
                 buffer.put_u32(sent.len() as u32);
                 buffer.put_u32(!(sent.len() as u32));
+                let now = Instant::now();
                 sender.send(buffer.freeze()).map_err(failed)?;
                 tallies.entry(path.clone()).or_default().sent += 1;
-                sent.push(Some((Instant::now(), path)));
+                sent.push(Some((now, path)));
                 if sent.len() == arguments.count as usize {
                     end = Some(tokio::time::Instant::now() + PATIENCE);
                 }
