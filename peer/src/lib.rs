@@ -44,6 +44,7 @@ mod tunnel;
 pub mod doctor;
 pub mod identity;
 pub mod reflection;
+pub mod transfer;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};

@@ -1,0 +1,391 @@
+//! Receiving: consent, questions, and what becomes of the answers.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{ReadError, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+
+use super::arrival::ArrivalError;
+use super::folders::{Folders, Top, open_root};
+use super::manifest::{Kind, MAX_ENTRIES, Manifest, ManifestBuilder, ManifestError};
+use super::message::{
+    Deframer, FileProblem, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, ToSender, VERSION,
+    encode,
+};
+use super::plan::{Asked, Planned, Planner};
+use super::progress::Progress;
+use super::store::{self, StoreError};
+use super::writer::{Outcome, Pieces, TakingError, Writer};
+
+/// Reads that wait for the disk.
+const PIECES: usize = 16;
+
+/// Pieces, each from one datagram, in one read.
+const READ: usize = 64;
+
+/// Questions that wait for the network.
+const QUESTIONS: usize = 64;
+
+/// How long the last word may take to be heard.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Who decides what is taken.
+pub trait Consent: Send {
+    /// Whether to take what is offered. Nothing has been written yet.
+    fn accept(&mut self, offer: &Manifest) -> impl Future<Output = bool> + Send;
+
+    /// Whether offered files may replace others of the same names; `paths` can be shown. Everything else has arrived.
+    fn replace(&mut self, paths: &[String]) -> impl Future<Output = bool> + Send;
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Received {
+    /// Files that have arrived and are verified.
+    pub received: u32,
+    /// Files that were there already, verified.
+    pub same: u32,
+    /// Paths where something else was, and still is.
+    pub kept: Vec<String>,
+    /// Paths that could not be sent, and why.
+    pub failed: Vec<(String, FileProblem)>,
+}
+
+/// Why receiving failed. What has arrived is kept, and not sent again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// The folder cannot be used.
+    #[error("{path} cannot be opened: {source}")]
+    Folder {
+        /// The folder.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The offer was not accepted.
+    #[error("the offer was declined")]
+    Declined,
+    /// The offer could do harm; nothing was written.
+    #[error("the offer was refused: {0}")]
+    Offer(#[from] ManifestError),
+    /// Another version of the protocol.
+    #[error("the other side speaks version {0} of the transfer protocol, and not {VERSION}: update one of the two")]
+    Version(u16),
+    /// The disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What came is not what was sent, or not what was asked for.
+    #[error("{path}: {source}")]
+    Content {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: ArrivalError,
+    },
+    /// The session broke, or the sender has stopped; what has arrived is kept.
+    #[error("the session broke: {0}")]
+    Broken(String),
+    /// The other side does not follow the protocol.
+    #[error("the other side does not follow the protocol: {0}")]
+    Protocol(&'static str),
+    /// A bug.
+    #[error("the transfer was abandoned")]
+    Abandoned,
+}
+
+impl ReceiveError {
+    /// Whether the same over a new session may do.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Broken(_))
+    }
+
+    /// What the sender is told.
+    fn problem(&self) -> ReceiverProblem {
+        match self {
+            Self::Store(error) => error.problem(),
+            Self::Folder { .. } => ReceiverProblem::Disk,
+            Self::Content { .. } | Self::Protocol(_) | Self::Offer(_) | Self::Version(_) => {
+                ReceiverProblem::Protocol
+            }
+            Self::Declined | Self::Broken(_) | Self::Abandoned => ReceiverProblem::Stopped,
+        }
+    }
+}
+
+impl From<ReadError> for ReceiveError {
+    fn from(error: ReadError) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+impl From<FrameError> for ReceiveError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Truncated => Self::Broken("it ended in the middle".to_owned()),
+            _ => Self::Protocol("its frames cannot be read"),
+        }
+    }
+}
+
+impl From<TakingError> for ReceiveError {
+    fn from(error: TakingError) -> Self {
+        match error {
+            TakingError::Store(error) => error.into(),
+            TakingError::Arrival(path, source) => Self::Content { path, source },
+            TakingError::Frame(error) => error.into(),
+            TakingError::Protocol(what) => Self::Protocol(what),
+            TakingError::Broken => Self::Broken("nothing more came".to_owned()),
+        }
+    }
+}
+
+/// Takes what the other side offers with [`send`](super::send) on this stream into `folder`, if `consent` allows it.
+///
+/// Nothing is written outside of `folder`, no link is followed, nothing that is there is replaced unless `consent` says so. A file has its
+/// name only once its content is verified; until then it grows beside it, in a file whose name ends with `.peer-part`. Calling it again with
+/// the same offer goes on from there. When it returns, everything is on disk.
+///
+/// # Errors
+///
+/// See [`ReceiveError`].
+pub async fn receive(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    folder: &Path,
+    consent: &mut impl Consent,
+    progress: &Arc<Progress>,
+) -> Result<Received, ReceiveError> {
+    let manifest = match read_offer(&mut receive).await {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            let refusal = match &error {
+                ReceiveError::Version(_) => Refusal::Version,
+                _ => Refusal::Unsound,
+            };
+            last_word(send, &ToSender::Refused(refusal)).await;
+            return Err(error);
+        }
+    };
+    if !consent.accept(&manifest).await {
+        last_word(send, &ToSender::Refused(Refusal::Declined)).await;
+        return Err(ReceiveError::Declined);
+    }
+    let root = match open_root(folder) {
+        Ok(root) => Arc::new(root),
+        Err(source) => {
+            last_word(send, &ToSender::Failed(ReceiverProblem::Disk)).await;
+            return Err(ReceiveError::Folder { path: folder.display().to_string(), source });
+        }
+    };
+    progress.begin(manifest.files(), manifest.bytes());
+    let manifest = Arc::new(manifest);
+    let mut accepted = Vec::new();
+    encode(&ToSender::Accepted, &mut accepted);
+    if let Err(error) = send.write_all(&accepted).await {
+        return Err(ReceiveError::Broken(error.to_string()));
+    }
+    let (questions, questions_out) = mpsc::channel(QUESTIONS);
+    let asking = tokio::spawn(ask(send, questions_out));
+    let (pieces_in, pieces) = mpsc::channel(PIECES);
+    let mut pump = JoinSet::new();
+    pump.spawn(pour(receive, pieces_in));
+    let folders = Folders::new(manifest.clone(), Top::Folder(root.clone()));
+    let writer = Writer::new(manifest.clone(), folders, pieces, progress.clone());
+    let take = Take { manifest: manifest.clone(), root, questions: questions.clone() };
+    let outcome = take.all(writer, consent).await;
+    let word = match &outcome {
+        Ok(outcome) => {
+            ToSender::Done { kept: outcome.conflicts.len() as u32, failed: outcome.failed.len() as u32 }
+        }
+        Err(error) => ToSender::Failed(error.problem()),
+    };
+    // Nothing more is wanted; a sender that is not done sees that it may stop.
+    if outcome.is_err() {
+        pump.abort_all();
+    }
+    let _ = questions.send(word).await;
+    drop((questions, take));
+    finish(asking).await;
+    let outcome = outcome?;
+    Ok(Received {
+        received: outcome.received,
+        same: outcome.same,
+        kept: outcome.conflicts.iter().map(|entry| manifest.path(*entry)).collect(),
+        failed: outcome.failed.iter().map(|(entry, problem)| (manifest.path(*entry), *problem)).collect(),
+    })
+}
+
+/// What is offered, all of it checked.
+async fn read_offer(receive: &mut RecvStream) -> Result<Manifest, ReceiveError> {
+    let (mut deframer, mut input) = (Deframer::default(), Bytes::new());
+    let (mut builder, mut expected) = (ManifestBuilder::default(), None);
+    loop {
+        match deframer.next(&mut input)? {
+            Some(Item::Message(FromSender::Offer { version, entries })) if expected.is_none() => {
+                if version != VERSION {
+                    return Err(ReceiveError::Version(version));
+                }
+                if entries as usize > MAX_ENTRIES {
+                    return Err(ManifestError::TooMuch.into());
+                }
+                expected = Some(entries as usize);
+            }
+            Some(Item::Message(FromSender::Entries(batch))) if expected.is_some() => {
+                for entry in batch {
+                    builder.add(entry)?;
+                }
+            }
+            Some(_) => return Err(ReceiveError::Protocol("something else than an offer")),
+            None => match receive.read_chunk(MAX_MESSAGE, true).await? {
+                Some(chunk) => input = chunk.bytes,
+                None => return Err(FrameError::Truncated.into()),
+            },
+        }
+        match expected {
+            Some(expected) if builder.len() == expected && input.is_empty() => return Ok(builder.finish()),
+            Some(expected) if builder.len() > expected => {
+                return Err(ReceiveError::Protocol("more entries than it announced"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Writes questions as they come, several at once where several wait; gives the stream back at the end.
+async fn ask(mut send: SendStream, mut questions: mpsc::Receiver<ToSender>) -> Option<SendStream> {
+    let mut batch = Vec::new();
+    while let Some(question) = questions.recv().await {
+        batch.clear();
+        encode(&question, &mut batch);
+        while batch.len() < MAX_MESSAGE {
+            let Ok(question) = questions.try_recv() else { break };
+            encode(&question, &mut batch);
+        }
+        send.write_all(&batch).await.ok()?;
+    }
+    Some(send)
+}
+
+/// Reads as fast as the disk takes.
+async fn pour(mut receive: RecvStream, pieces: mpsc::Sender<Pieces>) {
+    loop {
+        let mut read = vec![Bytes::new(); READ];
+        match receive.read_chunks(&mut read).await {
+            Ok(Some(count)) => read.truncate(count),
+            // The writer finds out that this is the end, and whether it is the right one.
+            Ok(None) | Err(_) => return,
+        }
+        if pieces.send(read).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits, for a moment, until the last question has been heard.
+async fn finish(asking: JoinHandle<Option<SendStream>>) {
+    let heard = async {
+        if let Ok(Some(mut send)) = asking.await {
+            let _ = send.finish();
+            let _ = send.stopped().await;
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE, heard).await;
+}
+
+async fn last_word(mut send: SendStream, word: &ToSender) {
+    let mut frame = Vec::new();
+    encode(word, &mut frame);
+    let said = async {
+        if send.write_all(&frame).await.is_ok() && send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE, said).await;
+}
+
+struct Take {
+    manifest: Arc<Manifest>,
+    root: Arc<std::os::fd::OwnedFd>,
+    questions: mpsc::Sender<ToSender>,
+}
+
+impl Take {
+    async fn all(&self, writer: Writer, consent: &mut impl Consent) -> Result<Outcome, ReceiveError> {
+        let (mut writer, planned) = self.first_round(writer).await?;
+        let mut conflicts = planned.conflicts;
+        conflicts.append(&mut writer.outcome.conflicts);
+        conflicts.sort_unstable();
+        if !conflicts.is_empty() {
+            let paths: Vec<String> = conflicts.iter().map(|entry| self.manifest.path(*entry)).collect();
+            if consent.replace(&paths).await {
+                writer = self.second_round(writer, conflicts).await?;
+            } else {
+                let is_link = |entry: &u32| {
+                    matches!(self.manifest.get(*entry).map(|entry| &entry.kind), Some(Kind::Link { .. }))
+                };
+                // Links are counted when their turn comes.
+                writer.outcome.conflicts = conflicts.into_iter().filter(|entry| !is_link(entry)).collect();
+            }
+        }
+        let root = self.root.clone();
+        let finished = spawn_blocking(move || {
+            writer.finish_tree()?;
+            store::sync(&root).map_err(|error| StoreError::at(".".to_owned(), error))?;
+            Ok::<_, StoreError>(writer.outcome)
+        });
+        Ok(finished.await.map_err(|_| ReceiveError::Abandoned)??)
+    }
+
+    /// Everything that is not there.
+    async fn first_round(&self, mut writer: Writer) -> Result<(Writer, Planned), ReceiveError> {
+        let (asked_in, asked) = std_mpsc::channel();
+        let folders = Folders::new(self.manifest.clone(), Top::Folder(self.root.clone()));
+        let planner = Planner::new(self.manifest.clone(), folders, self.questions.clone(), asked_in);
+        let planning = spawn_blocking(move || planner.run());
+        let writing = spawn_blocking(move || writer.run(&asked).map(|()| writer));
+        let written = writing.await.map_err(|_| ReceiveError::Abandoned)?;
+        // The planner ends when the writer has.
+        let planned = planning.await.map_err(|_| ReceiveError::Abandoned)?;
+        match (written, planned) {
+            (Ok(writer), Ok(planned)) => Ok((writer, planned)),
+            (_, Err(error)) => Err(error.into()),
+            (Err(error), Ok(_)) => Err(error.into()),
+        }
+    }
+
+    /// What replaces others.
+    async fn second_round(&self, mut writer: Writer, conflicts: Vec<u32>) -> Result<Writer, ReceiveError> {
+        let (asked_in, asked) = std_mpsc::channel();
+        let (questions, manifest) = (self.questions.clone(), self.manifest.clone());
+        let (writer_out, written) = std_mpsc::sync_channel(1);
+        writer.replace = true;
+        let writing = spawn_blocking(move || {
+            let files = writer.replaceable(&conflicts);
+            let files = files.map_err(|error| StoreError::at(manifest.top().next().unwrap_or_default(), error));
+            let failed = files.as_ref().err().is_some();
+            let _ = writer_out.send(files);
+            if failed { Ok(writer) } else { writer.run(&asked).map(|()| writer) }
+        });
+        let asking = spawn_blocking(move || {
+            for file in written.recv().unwrap_or_else(|_| Ok(Vec::new()))? {
+                let _ = asked_in.send(Asked::Want { first: file, count: 1 });
+                if questions.blocking_send(ToSender::Want { first: file, count: 1 }).is_err() {
+                    break;
+                }
+            }
+            Ok::<_, StoreError>(())
+        });
+        let written = writing.await.map_err(|_| ReceiveError::Abandoned)?;
+        asking.await.map_err(|_| ReceiveError::Abandoned)??;
+        Ok(written?)
+    }
+}
