@@ -30,8 +30,7 @@ pub(crate) struct Folders {
     open: Vec<(u32, OwnedFd)>,
 }
 
-const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens a folder by path, links followed: the one that a person has named.
 pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
@@ -56,9 +55,7 @@ impl Folders {
             }
             None => match &self.top {
                 Top::Folder(folder) => Ok((folder.as_fd(), name)),
-                Top::Paths(paths) => {
-                    Ok((CWD, paths.get(&entry).cloned().ok_or(io::ErrorKind::NotFound)?))
-                }
+                Top::Paths(paths) => Ok((CWD, paths.get(&entry).cloned().ok_or(io::ErrorKind::NotFound)?)),
             },
         }
     }

@@ -278,9 +278,8 @@ mod tests {
     #[test]
     fn names_that_would_escape_are_refused() {
         let long = vec![b'x'; 256];
-        let names: [&[u8]; 10] = [
-            b"", b".", b"..", b"/", b"/etc/passwd", b"a/b", b"../a", b"a\0b", &long, b"a.peer-part",
-        ];
+        let names: [&[u8]; 10] =
+            [b"", b".", b"..", b"/", b"/etc/passwd", b"a/b", b"../a", b"a\0b", &long, b"a.peer-part"];
         for name in names {
             let mut builder = ManifestBuilder::default();
             assert!(matches!(builder.add(file(None, name)), Err(ManifestError::Name(_))), "{name:?}");
@@ -342,7 +341,8 @@ mod tests {
         let mut entry = file(None, b"a");
         entry.kind = Kind::File { size: u64::MAX, mode: 0, modified: NOW };
         assert!(matches!(ManifestBuilder::default().add(entry.clone()), Err(ManifestError::Value(_))));
-        entry.kind = Kind::File { size: 0, mode: 0, modified: Modified { seconds: 0, nanoseconds: u32::MAX } };
+        entry.kind =
+            Kind::File { size: 0, mode: 0, modified: Modified { seconds: 0, nanoseconds: u32::MAX } };
         assert!(matches!(ManifestBuilder::default().add(entry), Err(ManifestError::Value(_))));
     }
 

@@ -296,7 +296,8 @@ mod tests {
             bytes.extend(b"abc");
         }
         for seed in 0..200 {
-            let (messages, content, whole) = split(&bytes, &mut SmallRng::seed_from_u64(seed)).unwrap();
+            let (messages, content, whole) =
+                split::<FromSender>(&bytes, &mut SmallRng::seed_from_u64(seed)).unwrap();
             assert_eq!(messages, samples(), "seed {seed}");
             assert_eq!(content, b"abc".repeat(samples().len()), "seed {seed}");
             assert!(whole);

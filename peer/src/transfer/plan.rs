@@ -206,8 +206,10 @@ impl Planner {
         let values: Vec<_> = known.iter().copied().collect();
         for run in values.chunk_by(|one, next| one.0 + 1 == next.0) {
             for some in run.chunks(MAX_VALUES) {
-                let message =
-                    ToSender::Known { first: some[0].0, values: some.iter().map(|(_, value)| *value).collect() };
+                let message = ToSender::Known {
+                    first: some[0].0,
+                    values: some.iter().map(|(_, value)| *value).collect(),
+                };
                 if self.questions.blocking_send(message).is_err() {
                     return false;
                 }
@@ -232,9 +234,7 @@ impl Planner {
     /// Asks for the files that are gathered. Whoever leaves a file out must call it: a run has every file from its first to its last.
     fn ask_run(&mut self) -> bool {
         match self.run.take() {
-            Some((first, count)) => {
-                self.ask(ToSender::Want { first, count }, Asked::Want { first, count })
-            }
+            Some((first, count)) => self.ask(ToSender::Want { first, count }, Asked::Want { first, count }),
             None => true,
         }
     }

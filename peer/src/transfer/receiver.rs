@@ -16,8 +16,8 @@ use super::arrival::ArrivalError;
 use super::folders::{Folders, Top, open_root};
 use super::manifest::{Kind, MAX_ENTRIES, Manifest, ManifestBuilder, ManifestError};
 use super::message::{
-    Deframer, FileProblem, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, ToSender, VERSION,
-    encode,
+    Deframer, FileProblem, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, ToSender,
+    VERSION, encode,
 };
 use super::plan::{Asked, Planned, Planner};
 use super::progress::Progress;
@@ -78,7 +78,9 @@ pub enum ReceiveError {
     #[error("the offer was refused: {0}")]
     Offer(#[from] ManifestError),
     /// Another version of the protocol.
-    #[error("the other side speaks version {0} of the transfer protocol, and not {VERSION}: update one of the two")]
+    #[error(
+        "the other side speaks version {0} of the transfer protocol, and not {VERSION}: update one of the two"
+    )]
     Version(u16),
     /// The disk.
     #[error(transparent)]
@@ -370,7 +372,8 @@ impl Take {
         writer.replace = true;
         let writing = spawn_blocking(move || {
             let files = writer.replaceable(&conflicts);
-            let files = files.map_err(|error| StoreError::at(manifest.top().next().unwrap_or_default(), error));
+            let files =
+                files.map_err(|error| StoreError::at(manifest.top().next().unwrap_or_default(), error));
             let failed = files.as_ref().err().is_some();
             let _ = writer_out.send(files);
             if failed { Ok(writer) } else { writer.run(&asked).map(|()| writer) }

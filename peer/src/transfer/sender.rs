@@ -195,11 +195,7 @@ impl Answers {
     }
 
     /// Passes questions on until the receiver is done.
-    async fn listen(
-        mut self,
-        source: &Source,
-        questions: mpsc::Sender<Question>,
-    ) -> Result<Sent, SendError> {
+    async fn listen(mut self, source: &Source, questions: mpsc::Sender<Question>) -> Result<Sent, SendError> {
         let mut known: Vec<(u64, GroupValue)> = Vec::new();
         // No file needs more, unless it has grown since it was offered; then the rest is sent again.
         let most = source.manifest.entries().iter().map(|entry| match entry.kind {

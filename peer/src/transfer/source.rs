@@ -8,9 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::manifest::{
-    Entry, Kind, Manifest, ManifestBuilder, ManifestError, Modified, PART_SUFFIX, shown,
-};
+use super::manifest::{Entry, Kind, Manifest, ManifestBuilder, ManifestError, Modified, PART_SUFFIX, shown};
 
 /// Files and folders to send.
 #[derive(Debug, Clone)]
@@ -114,11 +112,7 @@ impl Source {
                 return Err(unsendable(LeftOutReason::Special));
             }
         }
-        Ok(Self {
-            manifest: Arc::new(walk.builder.finish()),
-            paths: Arc::new(tops),
-            left_out: walk.left_out,
-        })
+        Ok(Self { manifest: Arc::new(walk.builder.finish()), paths: Arc::new(tops), left_out: walk.left_out })
     }
 
     /// What there is to send.

@@ -12,8 +12,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, fallocate, fchmod,
-    flock, futimens, linkat, openat, renameat, renameat_with, unlinkat,
+    AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, fallocate,
+    fchmod, flock, futimens, linkat, openat, renameat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -37,7 +37,9 @@ pub struct StoreError {
 fn describe(path: &str, error: &io::Error) -> String {
     match Errno::from_io_error(error) {
         Some(Errno::NOSPC | Errno::DQUOT) => {
-            format!("the disk is full, at {path}; what has arrived is kept: make room, and let it be sent again")
+            format!(
+                "the disk is full, at {path}; what has arrived is kept: make room, and let it be sent again"
+            )
         }
         Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
             format!("{path} may not be written ({error}): change its permissions, or choose another folder")
@@ -190,7 +192,10 @@ impl Sink for Part {
 pub(crate) fn timestamps(modified: Modified) -> Timestamps {
     let last_modification =
         Timespec { tv_sec: modified.seconds, tv_nsec: i64::from(modified.nanoseconds) as _ };
-    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ }, last_modification }
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ },
+        last_modification,
+    }
 }
 
 /// Waits until everything is on disk.

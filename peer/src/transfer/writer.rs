@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Mode, fchmod, futimens, fstat, readlinkat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, Mode, fchmod, fstat, futimens, readlinkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
@@ -220,13 +220,7 @@ impl Writer {
         }
     }
 
-    fn finish(
-        &mut self,
-        file: u32,
-        mut part: Part,
-        taken: Taken,
-        hash: [u8; 32],
-    ) -> Result<(), TakingError> {
+    fn finish(&mut self, file: u32, mut part: Part, taken: Taken, hash: [u8; 32]) -> Result<(), TakingError> {
         let Taken { size, mode, modified, arrival, .. } = taken;
         if let Err(error) = arrival.end(hash) {
             if error == ArrivalError::Hash {
