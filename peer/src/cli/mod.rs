@@ -5,7 +5,10 @@ mod doctor;
 mod explain;
 mod listen;
 mod pipe;
+mod receive;
 mod report;
+mod send;
+mod transfers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +25,7 @@ use report::Report;
 /// Exit codes, as `--help` states them.
 mod exit {
     pub(super) const FAILURE: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
     pub(super) const SERVER: u8 = 3;
     pub(super) const UNAVAILABLE: u8 = 4;
     pub(super) const BROKEN: u8 = 5;
@@ -38,6 +42,10 @@ Examples:
       Give standard input to the first who connects.
   peer connect --server rv://ID@vps.example PEER > backup.tar
       Take it.
+  peer receive --server rv://ID@vps.example Downloads
+      Take files and folders, once asked.
+  peer send --server rv://ID@vps.example photos PEER
+      Send them; again to go on where it was interrupted.
   peer explain --server rv://ID@vps.example PEER
       Say why the path to that peer is direct or relayed.
   peer doctor --server rv://ID@vps.example
@@ -77,6 +85,12 @@ enum Command {
     /// Open a session with a peer and pipe standard input and output through it.
     #[command(after_help = connect::EXAMPLES)]
     Connect(connect::ConnectArguments),
+    /// Send files and folders to a peer, verified; goes on after any interruption.
+    #[command(after_help = send::EXAMPLES)]
+    Send(send::SendArguments),
+    /// Take files and folders from a peer.
+    #[command(after_help = receive::EXAMPLES)]
+    Receive(receive::ReceiveArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
@@ -168,6 +182,10 @@ impl Failure {
         Self { code: exit::BROKEN, error: error.into() }
     }
 
+    fn failed(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: exit::FAILURE, error: error.into() }
+    }
+
     fn interrupted() -> Self {
         Self { code: exit::INTERRUPTED, error: anyhow::anyhow!("interrupted") }
     }
@@ -213,6 +231,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
+        Command::Send(command) => (command.endpoint.json, send::run(command).await),
+        Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };

@@ -7,6 +7,8 @@
 //! 2. The receiver asks, in any order; the sender answers in that order, while more questions come.
 //! 3. [`ToSender::Done`] ends it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,11 @@ pub(crate) const MAX_CONTENT: usize = GROUP as usize;
 pub(crate) const HEADER: usize = 4;
 
 const CONTENT: u32 = 1 << 31;
+
+/// How often a receiver says that it is there, and how long a sender believes it without. A receiver that was killed says nothing, and its session would
+/// be believed in for a quarter of an hour, since it may only be asleep; here that costs no more than asking again.
+pub(crate) const ALIVE: Duration = Duration::from_secs(2);
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 
 /// Group values in one message.
 pub(crate) const MAX_VALUES: usize = 1024;
@@ -89,6 +96,8 @@ pub(crate) enum ToSender {
     Done { kept: u32, failed: u32 },
     /// It cannot go on.
     Failed(ReceiverProblem),
+    /// It is still there; from the beginning on, every [`ALIVE`].
+    Alive,
 }
 
 /// Why an offer was not taken.

@@ -56,7 +56,7 @@ pub use arrival::ArrivalError;
 pub use manifest::{Entry, Kind, MAX_ENTRIES, Manifest, ManifestError, Modified};
 pub use message::{FileProblem, ReceiverProblem, Refusal};
 pub use progress::{Progress, Standing};
-pub use receiver::{Consent, ReceiveError, Received, receive};
+pub use receiver::{Consent, ReceiveError, Received, receive, refuse};
 pub use sender::{SendError, Sent, send};
 pub use source::{LeftOut, LeftOutReason, Source, SourceError};
 pub use store::StoreError;

@@ -10,14 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream};
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::arrival::ArrivalError;
 use super::folders::{Folders, Top, open_root};
 use super::manifest::{Kind, MAX_ENTRIES, Manifest, ManifestBuilder, ManifestError};
 use super::message::{
-    Deframer, FileProblem, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, ToSender,
-    VERSION, encode,
+    ALIVE, Deframer, FileProblem, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal,
+    ToSender, VERSION, encode,
 };
 use super::plan::{Asked, Planned, Planner};
 use super::progress::Progress;
@@ -30,8 +30,8 @@ const PIECES: usize = 16;
 /// Pieces, each from one datagram, in one read.
 const READ: usize = 64;
 
-/// Questions that wait for the network.
-const QUESTIONS: usize = 64;
+/// Answers and questions that wait for the network.
+const ANSWERS: usize = 64;
 
 /// How long the last word may take to be heard.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -110,7 +110,16 @@ impl ReceiveError {
         matches!(self, Self::Broken(_))
     }
 
-    /// What the sender is told.
+    /// What the sender is told whose offer is not taken.
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::Declined => Refusal::Declined,
+            Self::Version(_) => Refusal::Version,
+            _ => Refusal::Unsound,
+        }
+    }
+
+    /// What the sender is told when it has begun.
     fn problem(&self) -> ReceiverProblem {
         match self {
             Self::Store(error) => error.problem(),
@@ -160,63 +169,52 @@ impl From<TakingError> for ReceiveError {
 ///
 /// See [`ReceiveError`].
 pub async fn receive(
-    mut send: SendStream,
+    send: SendStream,
     mut receive: RecvStream,
     folder: &Path,
     consent: &mut impl Consent,
     progress: &Arc<Progress>,
 ) -> Result<Received, ReceiveError> {
-    let manifest = match read_offer(&mut receive).await {
+    let (answers, answers_out) = mpsc::channel(ANSWERS);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(answer(send, answers_out));
+    let offer = async {
+        let manifest = read_offer(&mut receive).await?;
+        if consent.accept(&manifest).await { Ok(Arc::new(manifest)) } else { Err(ReceiveError::Declined) }
+    };
+    let manifest = match offer.await {
         Ok(manifest) => manifest,
         Err(error) => {
-            let refusal = match &error {
-                ReceiveError::Version(_) => Refusal::Version,
-                _ => Refusal::Unsound,
-            };
-            last_word(send, &ToSender::Refused(refusal)).await;
+            last_word(answers, tasks, ToSender::Refused(error.refusal())).await;
             return Err(error);
         }
     };
-    if !consent.accept(&manifest).await {
-        last_word(send, &ToSender::Refused(Refusal::Declined)).await;
-        return Err(ReceiveError::Declined);
-    }
-    let root = match open_root(folder) {
-        Ok(root) => Arc::new(root),
-        Err(source) => {
-            last_word(send, &ToSender::Failed(ReceiverProblem::Disk)).await;
-            return Err(ReceiveError::Folder { path: folder.display().to_string(), source });
-        }
-    };
     progress.begin(manifest.files(), manifest.bytes());
-    let manifest = Arc::new(manifest);
-    let mut accepted = Vec::new();
-    encode(&ToSender::Accepted, &mut accepted);
-    if let Err(error) = send.write_all(&accepted).await {
-        return Err(ReceiveError::Broken(error.to_string()));
-    }
-    let (questions, questions_out) = mpsc::channel(QUESTIONS);
-    let asking = tokio::spawn(ask(send, questions_out));
     let (pieces_in, pieces) = mpsc::channel(PIECES);
     let mut pump = JoinSet::new();
     pump.spawn(pour(receive, pieces_in));
-    let folders = Folders::new(manifest.clone(), Top::Folder(root.clone()));
-    let writer = Writer::new(manifest.clone(), folders, pieces, progress.clone());
-    let take = Take { manifest: manifest.clone(), root, questions: questions.clone() };
-    let outcome = take.all(writer, consent).await;
+    let outcome = async {
+        let root = open_root(folder).map_err(|source| {
+            let path = folder.display().to_string();
+            ReceiveError::Folder { path, source }
+        })?;
+        let take = Take { manifest: manifest.clone(), root: Arc::new(root), questions: answers.clone() };
+        // Fails only when the session has, which the writer finds out.
+        let _ = answers.send(ToSender::Accepted).await;
+        take.all(pieces, consent, progress).await
+    };
+    let outcome = outcome.await;
     let word = match &outcome {
         Ok(outcome) => {
             ToSender::Done { kept: outcome.conflicts.len() as u32, failed: outcome.failed.len() as u32 }
         }
         Err(error) => ToSender::Failed(error.problem()),
     };
-    // Nothing more is wanted; a sender that is not done sees that it may stop.
     if outcome.is_err() {
-        pump.abort_all();
+        // A sender that is not done sees that it may stop.
+        pump.shutdown().await;
     }
-    let _ = questions.send(word).await;
-    drop((questions, take));
-    finish(asking).await;
+    last_word(answers, tasks, word).await;
     let outcome = outcome?;
     Ok(Received {
         received: outcome.received,
@@ -224,6 +222,14 @@ pub async fn receive(
         kept: outcome.conflicts.iter().map(|entry| manifest.path(*entry)).collect(),
         failed: outcome.failed.iter().map(|(entry, problem)| (manifest.path(*entry), *problem)).collect(),
     })
+}
+
+/// Takes nothing, and says why.
+pub async fn refuse(send: SendStream, refusal: Refusal) {
+    let (answers, answers_out) = mpsc::channel(1);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(answer(send, answers_out));
+    last_word(answers, tasks, ToSender::Refused(refusal)).await;
 }
 
 /// What is offered, all of it checked.
@@ -262,19 +268,30 @@ async fn read_offer(receive: &mut RecvStream) -> Result<Manifest, ReceiveError> 
     }
 }
 
-/// Writes questions as they come, several at once where several wait; gives the stream back at the end.
-async fn ask(mut send: SendStream, mut questions: mpsc::Receiver<ToSender>) -> Option<SendStream> {
+/// Writes answers and questions as they come, several at once where several wait, and now and then that we are there. Ends when the last word has been
+/// heard.
+async fn answer(mut send: SendStream, mut answers: mpsc::Receiver<ToSender>) {
+    let mut alive = tokio::time::interval(ALIVE);
     let mut batch = Vec::new();
-    while let Some(question) = questions.recv().await {
+    loop {
+        let next = tokio::select! {
+            next = answers.recv() => next,
+            _ = alive.tick() => Some(ToSender::Alive),
+        };
+        let Some(next) = next else { break };
         batch.clear();
-        encode(&question, &mut batch);
+        encode(&next, &mut batch);
         while batch.len() < MAX_MESSAGE {
-            let Ok(question) = questions.try_recv() else { break };
-            encode(&question, &mut batch);
+            let Ok(next) = answers.try_recv() else { break };
+            encode(&next, &mut batch);
         }
-        send.write_all(&batch).await.ok()?;
+        if send.write_all(&batch).await.is_err() {
+            return;
+        }
     }
-    Some(send)
+    if send.finish().is_ok() {
+        let _ = send.stopped().await;
+    }
 }
 
 /// Reads as fast as the disk takes.
@@ -292,26 +309,14 @@ async fn pour(mut receive: RecvStream, pieces: mpsc::Sender<Pieces>) {
     }
 }
 
-/// Waits, for a moment, until the last question has been heard.
-async fn finish(asking: JoinHandle<Option<SendStream>>) {
+/// Says it, and waits a moment until it has been heard.
+async fn last_word(answers: mpsc::Sender<ToSender>, mut tasks: JoinSet<()>, word: ToSender) {
     let heard = async {
-        if let Ok(Some(mut send)) = asking.await {
-            let _ = send.finish();
-            let _ = send.stopped().await;
-        }
+        let _ = answers.send(word).await;
+        drop(answers);
+        tasks.join_next().await;
     };
     let _ = tokio::time::timeout(GOODBYE, heard).await;
-}
-
-async fn last_word(mut send: SendStream, word: &ToSender) {
-    let mut frame = Vec::new();
-    encode(word, &mut frame);
-    let said = async {
-        if send.write_all(&frame).await.is_ok() && send.finish().is_ok() {
-            let _ = send.stopped().await;
-        }
-    };
-    let _ = tokio::time::timeout(GOODBYE, said).await;
 }
 
 struct Take {
@@ -321,7 +326,14 @@ struct Take {
 }
 
 impl Take {
-    async fn all(&self, writer: Writer, consent: &mut impl Consent) -> Result<Outcome, ReceiveError> {
+    async fn all(
+        &self,
+        pieces: mpsc::Receiver<Pieces>,
+        consent: &mut impl Consent,
+        progress: &Arc<Progress>,
+    ) -> Result<Outcome, ReceiveError> {
+        let folders = Folders::new(self.manifest.clone(), Top::Folder(self.root.clone()));
+        let writer = Writer::new(self.manifest.clone(), folders, pieces, progress.clone());
         let (mut writer, planned) = self.first_round(writer).await?;
         let mut conflicts = planned.conflicts;
         conflicts.append(&mut writer.outcome.conflicts);

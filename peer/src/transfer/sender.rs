@@ -7,7 +7,8 @@ use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use tokio::sync::mpsc;
 
 use super::message::{
-    Deframer, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, ToSender, VERSION, encode,
+    Deframer, FrameError, FromSender, Item, MAX_MESSAGE, ReceiverProblem, Refusal, SILENCE, ToSender,
+    VERSION, encode,
 };
 use super::progress::Progress;
 use super::reader::{Question, Reader};
@@ -46,9 +47,9 @@ pub enum SendError {
 }
 
 impl SendError {
-    /// Whether the same over a new session may do.
+    /// Whether the same over a new session, or a little later, may do.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Broken(_))
+        matches!(self, Self::Broken(_) | Self::Refused(Refusal::Busy))
     }
 }
 
@@ -180,7 +181,21 @@ struct Answers {
 }
 
 impl Answers {
+    /// The next answer that says something.
     async fn next(&mut self) -> Result<ToSender, SendError> {
+        loop {
+            match tokio::time::timeout(SILENCE, self.next_of_any_kind()).await {
+                Ok(Ok(ToSender::Alive)) => {}
+                Ok(answer) => return answer,
+                Err(_) => {
+                    let words = format!("nothing was heard for {} s", SILENCE.as_secs());
+                    return Err(SendError::Broken(words));
+                }
+            }
+        }
+    }
+
+    async fn next_of_any_kind(&mut self) -> Result<ToSender, SendError> {
         loop {
             match self.deframer.next(&mut self.input)? {
                 Some(Item::Message(message)) => return Ok(message),
@@ -220,7 +235,7 @@ impl Answers {
                 ToSender::Compare { file, hash } => Question::Compare { file, hash },
                 ToSender::Done { kept, failed } => return Ok(Sent { kept, failed }),
                 ToSender::Failed(problem) => return Err(SendError::Receiver(problem)),
-                ToSender::Refused(_) | ToSender::Accepted => {
+                ToSender::Refused(_) | ToSender::Accepted | ToSender::Alive => {
                     return Err(SendError::Protocol("it has accepted twice"));
                 }
             };

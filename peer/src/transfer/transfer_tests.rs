@@ -451,6 +451,49 @@ fn what_cannot_be_sent_is_left_out_and_named() {
     assert!(matches!(twice, Err(SourceError::Manifest(ManifestError::Twice(_)))));
 }
 
+/// A receiver that has gone without a word is not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_receiver_is_given_up_on() {
+    let from = TempDir::new().unwrap();
+    fs::write(from.path().join("file"), "x").unwrap();
+    let source = Source::collect(&[from.path().join("file")]).unwrap();
+    let line = Line::new().await;
+    let ((send_near, receive_near), far) = line.stream().await;
+    let progress = Arc::default();
+    let sending = send(send_near, receive_near, &source, &progress);
+    let sent = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("it ends");
+    assert!(sent.unwrap_err().is_transient());
+    drop(far);
+}
+
+/// A receiver that thinks for longer is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_may_think_for_long() {
+    struct Slow;
+    impl Consent for Slow {
+        async fn accept(&mut self, _: &Manifest) -> bool {
+            tokio::time::sleep(message::SILENCE + Duration::from_secs(3)).await;
+            true
+        }
+
+        async fn replace(&mut self, _: &[String]) -> bool {
+            false
+        }
+    }
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(from.path().join("file"), "x").unwrap();
+    let source = Source::collect(&[from.path().join("file")]).unwrap();
+    let line = Line::new().await;
+    let ((send_near, receive_near), (send_far, receive_far)) = line.stream().await;
+    let (progress, mut slow) = (Arc::default(), Slow);
+    let (sent, received) = tokio::join!(
+        send(send_near, receive_near, &source, &progress),
+        receive(send_far, receive_far, to.path(), &mut slow, &progress)
+    );
+    sent.unwrap();
+    assert_eq!(received.unwrap().received, 1);
+}
+
 /// A receiver that claims to have what it has not gets a file of its own making, and does the sender no harm.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_that_no_file_supports_are_refused() {
