@@ -27,6 +27,7 @@ mod reverse_proxy;
 mod roaming;
 mod servers;
 mod stun_clients;
+mod sending;
 mod tcp;
 mod transfer;
 
@@ -66,6 +67,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(benchmarks::trials());
     trials.extend(browser::trials());
     trials.extend(transfer::trials());
+    trials.extend(sending::trials());
     trials.extend(tcp::trials());
     trials.extend(reverse_proxy::trials());
     trials.extend(failover::trials());

@@ -91,6 +91,8 @@ struct Desk {
     /// `None`: those who may connect may send.
     person: Option<Person>,
     running: Option<Running>,
+    /// Whether something has begun that has not ended well.
+    unfinished: bool,
 }
 
 impl Desk {
@@ -103,6 +105,7 @@ impl Desk {
             report: report.clone(),
             person: person.map(|person| Person { trusts_all: !arguments.from.is_empty(), ..person }),
             running: None,
+            unfinished: false,
         }
     }
 
@@ -163,17 +166,19 @@ impl Desk {
         };
         let task = tokio::spawn(take(session.clone(), self.folder.clone(), decider, progress.clone()));
         self.running = Some(Running { session, task, progress });
+        self.unfinished = true;
     }
 
     /// What follows the end of a transfer; `Some` when it was the last.
     async fn ended(
-        &self,
+        &mut self,
         running: &Running,
         outcome: Result<Received, ReceiveError>,
     ) -> Option<Result<(), Failure>> {
         let peer = running.session.peer();
         match outcome {
             Ok(received) => {
+                self.unfinished = false;
                 self.tell(running, &received);
                 let _ = tokio::time::timeout(GOODBYE, running.session.closed()).await;
                 let problems = problems(&received);
@@ -226,11 +231,11 @@ impl Desk {
             // Stopping it is how it ends.
             return Ok(());
         }
-        let words = match self.running {
-            Some(_) => {
+        let words = match self.unfinished {
+            true => {
                 "interrupted: what has arrived is kept; receive into the same folder again, and have it sent again"
             }
-            None => "interrupted",
+            false => "interrupted",
         };
         Err(Failure { code: exit::INTERRUPTED, error: anyhow::anyhow!(words) })
     }
