@@ -76,6 +76,7 @@ bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN aga
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/goodput
 	$(RELEASE)/relay_bench
+	$(RELEASE)/sending
 
 soak: tools ## The relay at full load for SOAK seconds (600), channels coming and going.
 	$(CARGO) build --release -p rendezvous -p end-to-end --bins
