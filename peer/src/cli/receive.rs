@@ -29,6 +29,12 @@ with .peer-part, and the next attempt goes on with it.";
 /// The sender closes when it has heard that all is well.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// How long a session may do nothing: it keeps others waiting.
+const HESITATION: Duration = Duration::from_secs(30);
+
+/// Names that `--json` shows of an offer.
+const SHOWN: usize = 100;
+
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArguments {
     #[command(flatten)]
@@ -269,7 +275,8 @@ async fn take(
     // On a terminal the live line shows the path.
     let paths = (!is_live(&report)).then(|| tokio::spawn(follow(session.clone(), report)));
     let taken = async {
-        let stream = accept(&session).await;
+        let stream = tokio::time::timeout(HESITATION, accept(&session)).await;
+        let stream = stream.unwrap_or_else(|_| Err(anyhow::anyhow!("it has offered nothing")));
         let (send, receive) = stream.map_err(|error| ReceiveError::Broken(error.to_string()))?;
         let folder: &Path = &folder;
         transfer::receive(send, receive, folder, &mut decider, &progress).await
@@ -298,7 +305,8 @@ impl Consent for Decider {
         let words =
             format!("{} offers {}, {}: {}", self.peer, files(offer.files()), size(offer.bytes()), some(&top));
         let fields = json!({
-            "peer": self.peer.to_string(), "files": offer.files(), "bytes": offer.bytes(), "top": top,
+            "peer": self.peer.to_string(), "files": offer.files(), "bytes": offer.bytes(),
+            "top": &top[..top.len().min(SHOWN)],
         });
         self.report.say("offered", fields, &words);
         let taken = match &self.person {

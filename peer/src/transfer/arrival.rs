@@ -33,6 +33,9 @@ pub enum ArrivalError {
     /// Left out what is not here.
     #[error("it left out what is not here")]
     Unknown,
+    /// Larger than what was consented to.
+    #[error("it is much larger than it was when it was offered: it must be offered again")]
+    Grown,
     /// The content is not what was sent.
     #[error("the content does not match its BLAKE3")]
     Hash,
@@ -73,7 +76,8 @@ impl Arrival {
         (group, start..start + group_length(self.size, group))
     }
 
-    fn check(&self, length: u64) -> Result<(), ArrivalError> {
+    /// Whether so much more can belong to it.
+    pub(crate) fn check(&self, length: u64) -> Result<(), ArrivalError> {
         if length > self.size - self.cursor { Err(ArrivalError::Beyond) } else { Ok(()) }
     }
 

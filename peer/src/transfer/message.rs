@@ -137,6 +137,9 @@ pub enum ReceiverProblem {
     /// Its owner has stopped it.
     #[error("the other side was stopped: what has arrived is kept, send it again to go on")]
     Stopped,
+    /// More came than was offered.
+    #[error("a file is much larger than it was when it was offered: send it again")]
+    Grown,
 }
 
 /// Why bytes are no frames of ours.

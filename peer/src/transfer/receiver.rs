@@ -33,6 +33,9 @@ const READ: usize = 64;
 /// Answers and questions that wait for the network.
 const ANSWERS: usize = 64;
 
+/// How long a sender may say nothing before its offer is complete: it keeps others waiting.
+const HESITATION: Duration = Duration::from_secs(30);
+
 /// How long the last word may take to be heard.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -124,6 +127,7 @@ impl ReceiveError {
         match self {
             Self::Store(error) => error.problem(),
             Self::Folder { .. } => ReceiverProblem::Disk,
+            Self::Content { source: ArrivalError::Grown, .. } => ReceiverProblem::Grown,
             Self::Content { .. } | Self::Protocol(_) | Self::Offer(_) | Self::Version(_) => {
                 ReceiverProblem::Protocol
             }
@@ -253,9 +257,9 @@ async fn read_offer(receive: &mut RecvStream) -> Result<Manifest, ReceiveError> 
                 }
             }
             Some(_) => return Err(ReceiveError::Protocol("something else than an offer")),
-            None => match receive.read_chunk(MAX_MESSAGE, true).await? {
-                Some(chunk) => input = chunk.bytes,
-                None => return Err(FrameError::Truncated.into()),
+            None => match tokio::time::timeout(HESITATION, receive.read_chunk(MAX_MESSAGE, true)).await {
+                Ok(chunk) => input = chunk?.ok_or(FrameError::Truncated)?.bytes,
+                Err(_) => return Err(ReceiveError::Broken("it has not said what it offers".to_owned())),
             },
         }
         match expected {

@@ -19,6 +19,12 @@ use super::progress::Progress;
 use super::store::{Part, StoreError, timestamps};
 use super::tree::GROUP;
 
+/// Files may be larger than what was consented to by so much in all, and an eighth of it.
+const GROWTH: u64 = 64 << 20;
+
+/// How much of a hole is dealt with before it is asked whether the session still lives.
+const HOLE_STEP: u64 = 64 << 20;
+
 /// What came in one read.
 pub(crate) type Pieces = Vec<Bytes>;
 
@@ -60,6 +66,8 @@ pub(crate) struct Writer {
     deframer: Deframer,
     buffer: Vec<u8>,
     progress: Arc<Progress>,
+    /// Bytes by which files may yet be larger than offered.
+    growth_left: u64,
     pub(crate) outcome: Outcome,
     /// Whether a file with the name of an offered one gives way.
     pub(crate) replace: bool,
@@ -72,7 +80,9 @@ impl Writer {
         pieces: mpsc::Receiver<Pieces>,
         progress: Arc<Progress>,
     ) -> Self {
+        let growth_left = manifest.bytes() / 8 + GROWTH;
         Self {
+            growth_left,
             manifest,
             folders,
             pieces,
@@ -160,6 +170,7 @@ impl Writer {
             }
             _ => return Err(TakingError::Protocol("another file than was asked for")),
         };
+        self.allow_growth(file, size)?;
         let opened = self.folders.place(file).and_then(|(folder, name)| Part::open(folder, &name));
         let mut part = match opened {
             Ok(part) => part,
@@ -181,12 +192,7 @@ impl Writer {
                     taken.counted += length;
                 }
                 Item::Message(FromSender::Hole { length }) => {
-                    taken
-                        .arrival
-                        .hole(length, &self.buffer, &mut part)
-                        .map_err(|error| self.broken_rule(file, error))?;
-                    self.progress.passed(length);
-                    taken.counted += length;
+                    self.take_hole(file, length, &mut taken, &mut part)?;
                 }
                 Item::Message(FromSender::Skip { groups }) => {
                     let skipped = taken.arrival.skip(groups);
@@ -197,6 +203,7 @@ impl Writer {
                 }
                 // It has changed: all of it comes again.
                 Item::Message(FromSender::Begin { file: begun, size, mode, modified }) if begun == file => {
+                    self.allow_growth(file, size)?;
                     self.progress.took_back(taken.counted);
                     part.clear().map_err(|error| self.store_error(file)(error))?;
                     let arrival = Arrival::new(size, Known::new());
@@ -210,6 +217,42 @@ impl Writer {
                 }
                 Item::Message(_) => return Err(TakingError::Protocol("something else amid a file")),
             }
+        }
+    }
+
+    /// A hole, step by step: it costs the other side one message, and us the hashing of as many zeros as it likes.
+    fn take_hole(
+        &mut self,
+        file: u32,
+        length: u64,
+        taken: &mut Taken,
+        part: &mut Part,
+    ) -> Result<(), TakingError> {
+        taken.arrival.check(length).map_err(|error| TakingError::Arrival(self.manifest.path(file), error))?;
+        let mut left = length;
+        while left > 0 {
+            if self.pieces.is_closed() && self.pieces.is_empty() {
+                return Err(TakingError::Broken);
+            }
+            let step = left.min(HOLE_STEP);
+            let hole = taken.arrival.hole(step, &self.buffer, part);
+            hole.map_err(|error| self.broken_rule(file, error))?;
+            self.progress.passed(step);
+            taken.counted += step;
+            left -= step;
+        }
+        Ok(())
+    }
+
+    /// A file may have grown since its owner was asked, but not by as much as the sender likes.
+    fn allow_growth(&mut self, file: u32, size: u64) -> Result<(), TakingError> {
+        let growth = size.saturating_sub(self.offered_size(file));
+        match self.growth_left.checked_sub(growth) {
+            Some(left) => {
+                self.growth_left = left;
+                Ok(())
+            }
+            None => Err(TakingError::Arrival(self.manifest.path(file), ArrivalError::Grown)),
         }
     }
 
