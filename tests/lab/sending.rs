@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use end_to_end::data::{consume, produce};
-use end_to_end::process::{PATIENCE, Program};
+use end_to_end::process::{PATIENCE, Program, binary};
+use end_to_end::terminal::Terminal;
 use end_to_end::world::World;
 use libtest_mimic::Trial;
 use netsim::{Direction, Host, RouterKind, Site, SiteConfig};
@@ -24,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("sending::a_full_disk_is_named_and_nothing_is_lost", a_full_disk),
         trial("sending::a_folder_that_cannot_be_written_is_named", a_locked_folder),
         trial("sending::nobody_is_taken_from_unasked", nobody_is_taken_from_unasked),
+        trial("sending::a_person_is_asked", a_person_is_asked),
         trial("sending::what_is_there_is_kept", what_is_there_is_kept),
         trial("sending::a_sender_waits_for_its_receiver", a_sender_waits),
         trial("sending::an_interrupted_receiver_says_how_to_go_on", interrupted_by_hand),
@@ -57,7 +59,7 @@ impl Homes {
         for (host, name) in [(&a, "a"), (&b, "b")] {
             let key = world.key(name);
             let key = key.to_str().context("a temporary path in UTF-8")?;
-            let mut program = host.command(end_to_end::process::binary("peer")?);
+            let mut program = host.command(binary("peer")?);
             let output = program.args(["id", "--key", key]).output()?;
             ids.push(String::from_utf8(output.stdout)?.trim().to_owned());
         }
@@ -255,7 +257,7 @@ fn a_full_disk() -> anyhow::Result<()> {
     let (to, key) = (homes.to.path().to_owned(), homes.world.key("b"));
     // Twice in one file system that has grown in between; then what it holds, and how the first one ended.
     let mut command = homes.b.command("unshare");
-    command.args(["--mount", "sh", "-c", SMALL]).arg(&to).arg(end_to_end::process::binary("peer")?);
+    command.args(["--mount", "sh", "-c", SMALL]).arg(&to).arg(binary("peer")?);
     command.args(["receive", "--json", "--server", &homes.world.address, "--from", &homes.id_a, "--key"]);
     command.arg(&key).arg(&to);
     let mut receiver = Program::of_command(command, "peer receive")?;
@@ -289,7 +291,7 @@ fn a_locked_folder() -> anyhow::Result<()> {
     fs::write(homes.from.path().join("file"), "content")?;
     let (to, key) = (homes.to.path().to_owned(), homes.world.key("b"));
     let mut command = homes.b.command("unshare");
-    command.args(["--mount", "sh", "-c", LOCKED]).arg(&to).arg(end_to_end::process::binary("peer")?);
+    command.args(["--mount", "sh", "-c", LOCKED]).arg(&to).arg(binary("peer")?);
     command.args(["receive", "--json", "--server", &homes.world.address, "--from", &homes.id_a, "--key"]);
     command.arg(&key).arg(&to);
     let mut receiver = Program::of_command(command, "peer receive")?;
@@ -319,6 +321,37 @@ fn nobody_is_taken_from_unasked() -> anyhow::Result<()> {
     ensure!(error["message"].as_str().is_some_and(|message| message.contains("not online")), "{error}");
     ensure!(sender.wait(PATIENCE)?.code() == Some(4));
     ensure!(fs::read_dir(homes.to.path())?.count() == 0);
+    Ok(())
+}
+
+/// At a terminal: who, how many and how large; no is no, and yes is yes to what was shown.
+fn a_person_is_asked() -> anyhow::Result<()> {
+    let homes = Homes::new(39)?;
+    fs::write(homes.from.path().join("file"), "theirs")?;
+    fs::write(homes.from.path().join("other"), "x".repeat(3000))?;
+    fs::write(homes.to.path().join("file"), "mine!!")?;
+    let (key, to) = (homes.world.key("b"), homes.to.path().display().to_string());
+    let key = key.to_str().context("a temporary path in UTF-8")?;
+    let arguments = ["receive", "--server", &homes.world.address, "--key", key, &to];
+    let mut receiver = Terminal::start(&homes.b, &binary("peer")?, &arguments)?;
+    receiver.wait_for("send to me with", PATIENCE)?;
+    let mut sender = homes.sender(&["file", "other"], &[])?;
+    receiver.wait_for(&format!("{} offers 2 files, 2.94 KiB: file, other", homes.id_a), PATIENCE)?;
+    receiver.wait_for("Take it? [y/N]", PATIENCE)?;
+    receiver.answer("no")?;
+    let error = sender.named("error")?;
+    ensure!(error["message"].as_str().is_some_and(|message| message.contains("refused")), "{error}");
+    ensure!(sender.wait(PATIENCE)?.code() == Some(4));
+    ensure!(fs::read_dir(homes.to.path())?.count() == 1);
+    let mut sender = homes.sender(&["file", "other"], &[])?;
+    receiver.wait_for("Take it? [y/N]", PATIENCE)?;
+    receiver.answer("y")?;
+    receiver.wait_for("these are here and differ: file. Replace them? [y/N]", PATIENCE)?;
+    ensure!(fs::read_to_string(homes.to.path().join("file"))? == "mine!!");
+    receiver.answer("yes")?;
+    ensure!(sender.wait(PATIENCE)?.success());
+    receiver.wait_for("2 files received and verified", PATIENCE)?;
+    ensure!(fs::read_to_string(homes.to.path().join("file"))? == "theirs");
     Ok(())
 }
 

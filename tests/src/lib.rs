@@ -18,4 +18,5 @@ pub mod program;
 pub mod pulse;
 pub mod servers;
 pub mod simulation;
+pub mod terminal;
 pub mod world;
