@@ -171,7 +171,7 @@ impl Walk {
 
     /// Everything in a folder, by name, so that two walks give the same order.
     fn list(&mut self, folder: u32, path: &Path) -> Result<(), ManifestError> {
-        let listed = read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let listed = read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let mut entries = match listed {
             Ok(entries) => entries,
             Err(error) => {

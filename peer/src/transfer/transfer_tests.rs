@@ -245,7 +245,7 @@ async fn a_sparse_file_stays_sparse() {
     for at in [0, 5 * GROUP + 300_000, 20 * GROUP - 3000, 299 * GROUP] {
         file.write_all_at(&[at as u8 | 1; 10_000], at).unwrap();
     }
-    let done = transfer(&[path.clone()], to.path(), false).await;
+    let done = transfer(std::slice::from_ref(&path), to.path(), false).await;
     assert_eq!(done.received.unwrap().received, 1);
     assert!(done.carried < 200_000, "{}", done.carried);
     let target = to.path().join("disk.img");
@@ -286,7 +286,7 @@ async fn a_part_of_an_older_version_does_no_harm() {
     file.seek(std::io::SeekFrom::Start(GROUP)).unwrap();
     file.write_all(b"changed").unwrap();
     drop(file);
-    let done = transfer(&[path.clone()], to.path(), false).await;
+    let done = transfer(std::slice::from_ref(&path), to.path(), false).await;
     assert_eq!(done.received.unwrap().received, 1);
     assert!(fs::read(to.path().join("big")).unwrap() == fs::read(&path).unwrap());
     assert_eq!(done.carried, GROUP, "the group that has changed");
@@ -383,7 +383,7 @@ async fn a_file_that_has_changed_since_the_offer_arrives_as_it_is() {
     let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let path = from.path().join("file");
     fs::write(&path, "what it was").unwrap();
-    let source = Source::collect(&[path.clone()]).unwrap();
+    let source = Source::collect(std::slice::from_ref(&path)).unwrap();
     let line = Line::new().await;
     let ((send_near, receive_near), (send_far, receive_far)) = line.stream().await;
     let progress = Arc::default();
@@ -547,9 +547,9 @@ async fn garbage_does_a_sender_no_harm() {
         let progress = Arc::default();
         let sending = send(send_near, receive_near, &source, &progress);
         let sent = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("it ends");
-        // One that hits no rule ends with the stream; none ends well, since nobody has said that it is done.
-        let done = matches!(sent, Ok(_)) && !frames[honest..].contains(&5);
-        assert!(!done, "seed {seed}: {sent:?}");
+        // One that hits no rule ends with the stream; none ends well, since nobody has said that it is done
+        // (unless a mutation has made a `Done`, number 5 of the answers, of another).
+        assert!(sent.is_err() || frames[honest..].contains(&5), "seed {seed}: {sent:?}");
         let _ = drain.await;
     }
     let mut buffer = Vec::new();
