@@ -11,6 +11,7 @@ use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
 
 use super::arrival::ArrivalError;
 use super::folders::{Folders, Top, open_root};
@@ -24,8 +25,14 @@ use super::progress::Progress;
 use super::store::{self, StoreError};
 use super::writer::{Outcome, Pieces, TakingError, Writer};
 
-/// Reads that wait for the disk.
-const PIECES: usize = 16;
+/// Gathered reads that wait for the disk.
+const PIECES: usize = 8;
+
+/// Bytes that are worth waking the disk's thread for: waking it for every read costs switches where both share a processor.
+const GATHER: usize = 256 << 10;
+
+/// How long less than that waits for more.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// Pieces, each from one datagram, in one read.
 const READ: usize = 64;
@@ -298,18 +305,36 @@ async fn answer(mut send: SendStream, mut answers: mpsc::Receiver<ToSender>) {
     }
 }
 
-/// Reads as fast as the disk takes.
+/// Reads as fast as the disk takes; wakes it for a good deal at once, or after a moment.
 async fn pour(mut receive: RecvStream, pieces: mpsc::Sender<Pieces>) {
+    let moment = tokio::time::sleep(MOMENT);
+    tokio::pin!(moment);
+    let (mut gathered, mut length) = (Pieces::new(), 0);
     loop {
-        let mut read = vec![Bytes::new(); READ];
-        match receive.read_chunks(&mut read).await {
-            Ok(Some(count)) => read.truncate(count),
-            // The writer finds out that this is the end, and whether it is the right one.
-            Ok(None) | Err(_) => return,
+        let mut read = [const { Bytes::new() }; READ];
+        tokio::select! {
+            biased;
+            count = receive.read_chunks(&mut read) => {
+                let Ok(Some(count)) = count else {
+                    // The writer finds out that this is the end, and whether it is the right one.
+                    let _ = pieces.send(gathered).await;
+                    return;
+                };
+                if gathered.is_empty() {
+                    moment.as_mut().reset(Instant::now() + MOMENT);
+                }
+                length += read[..count].iter().map(Bytes::len).sum::<usize>();
+                gathered.extend(read.iter_mut().take(count).map(std::mem::take));
+                if length < GATHER {
+                    continue;
+                }
+            }
+            () = &mut moment, if !gathered.is_empty() => {}
         }
-        if pieces.send(read).await.is_err() {
+        if pieces.send(std::mem::take(&mut gathered)).await.is_err() {
             return;
         }
+        length = 0;
     }
 }
 

@@ -163,7 +163,8 @@ impl Homes {
     /// Seconds from the session to the last file in its place.
     fn by_tar(&self, from: &Path, to: &Path) -> anyhow::Result<f64> {
         let (from, to) = (from.display(), to.display());
-        let unpack = format!("\"$0\" \"$@\" | tar -C {to} -x && echo '{{\"event\":\"unpacked\"}}' >&2");
+        let unpack =
+            format!("\"$0\" \"$@\" < /dev/null | tar -C {to} -x && echo '{{\"event\":\"unpacked\"}}' >&2");
         let mut listener = self.shell(&self.b, "b", &unpack, &["listen", "--json"])?;
         let id = listener.named("listening")?["id"].as_str().context("an id")?.to_owned();
         let pack = format!("tar -C {from} -c tree | \"$0\" \"$@\"");
