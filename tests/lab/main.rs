@@ -25,9 +25,9 @@ mod portmap;
 mod restart;
 mod reverse_proxy;
 mod roaming;
+mod sending;
 mod servers;
 mod stun_clients;
-mod sending;
 mod tcp;
 mod transfer;
 

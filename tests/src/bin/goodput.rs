@@ -7,15 +7,19 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
-use end_to_end::bulk::{Cost, Place, session, transfer};
 use end_to_end::figures::Figures;
-use end_to_end::world::SITE_DELAY;
+use end_to_end::process::PATIENCE;
+use end_to_end::world::{SITE_DELAY, World};
+use futures_util::StreamExt as _;
+use netsim::{Host, RouterKind, SiteConfig};
+use peer::Endpoint;
 use quinn::{Connection, TransportConfig, VarInt};
 use rendezvous_wire::{KeyPair, tls};
+use tokio::runtime::Runtime;
 
 /// Session against plain quinn, interleaved.
 #[derive(Debug, Parser)]
