@@ -78,6 +78,7 @@ bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN aga
 	$(RELEASE)/goodput
 	$(RELEASE)/relay_bench
 	$(RELEASE)/forward
+	$(RELEASE)/sending
 
 soak: tools ## The relay at full load for SOAK seconds (600), channels coming and going.
 	$(CARGO) build --release -p rendezvous -p end-to-end --bins

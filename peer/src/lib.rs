@@ -48,6 +48,7 @@ pub mod forward;
 pub mod identity;
 pub mod reflection;
 pub mod service;
+pub mod transfer;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};

@@ -27,6 +27,7 @@ mod reach;
 mod restart;
 mod reverse_proxy;
 mod roaming;
+mod sending;
 mod servers;
 mod setup;
 mod stun_clients;
@@ -72,6 +73,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(benchmarks::trials());
     trials.extend(browser::trials());
     trials.extend(transfer::trials());
+    trials.extend(sending::trials());
     trials.extend(tcp::trials());
     trials.extend(reverse_proxy::trials());
     trials.extend(failover::trials());

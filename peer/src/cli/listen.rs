@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use peer::forward::{BindPattern, Notice, Observer, Rules, TargetPattern};
 use peer::quinn::{RecvStream, SendStream};
-use peer::service::{Hub, Incoming, Opening, REFUSED};
+use peer::service::{Hub, Incoming, Opening};
 use peer::{Endpoint, Session};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
@@ -256,7 +256,7 @@ async fn serve_stream(opening: Opening, service: Service, gate: Arc<Gate>) -> an
     }
 }
 
-async fn serve_pipe(mut send: SendStream, mut receive: RecvStream, service: Service) -> anyhow::Result<()> {
+async fn serve_pipe(send: SendStream, receive: RecvStream, service: Service) -> anyhow::Result<()> {
     match service {
         Service::Echo => pipe::echo(send, receive).await.map(|_| ()),
         Service::Command(command, running) => {
@@ -264,8 +264,7 @@ async fn serve_pipe(mut send: SendStream, mut receive: RecvStream, service: Serv
             run_command(&command, send, receive).await.map(|_| ())
         }
         Service::Refuse => {
-            let _ = send.reset(REFUSED.into());
-            let _ = receive.stop(REFUSED.into());
+            pipe::refuse(send, receive);
             Ok(())
         }
     }

@@ -10,10 +10,13 @@ mod known;
 mod listen;
 mod ping;
 mod pipe;
+mod receive;
 mod report;
+mod send;
 mod settings;
 mod setup;
 mod ssh_proxy;
+mod transfers;
 
 use std::process::ExitCode;
 
@@ -56,6 +59,10 @@ Examples:
       Give standard input to the first who connects.
   peer connect nas > backup.tar
       Take it.
+  peer receive Downloads
+      Take files and folders, once asked.
+  peer send photos nas
+      Send them; again to go on where it was interrupted.
   peer explain nas
       Say why the path to that peer is direct or relayed.
   peer doctor
@@ -125,6 +132,12 @@ enum Command {
     /// Measure the round trip to a peer, on each path.
     #[command(after_help = ping::EXAMPLES)]
     Ping(ping::PingArguments),
+    /// Send files and folders to a peer, verified; goes on after any interruption.
+    #[command(after_help = send::EXAMPLES)]
+    Send(send::SendArguments),
+    /// Take files and folders from a peer.
+    #[command(after_help = receive::EXAMPLES)]
+    Receive(receive::ReceiveArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
@@ -152,6 +165,10 @@ struct Failure {
 impl Failure {
     fn broken(error: impl Into<anyhow::Error>) -> Self {
         Self { code: exit::BROKEN, error: error.into() }
+    }
+
+    fn failed(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: exit::FAILURE, error: error.into() }
     }
 
     fn interrupted() -> Self {
@@ -240,6 +257,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
+        Command::Send(command) => (command.endpoint.json, send::run(command).await),
+        Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };

@@ -32,6 +32,12 @@ pub(super) async fn meet(session: &Session, gate: Option<&Gate>) -> anyhow::Resu
     }
 }
 
+/// Tells the other side that there is nothing to join its pipe to.
+pub(super) fn refuse(mut send: SendStream, mut receive: RecvStream) {
+    let _ = send.reset(REFUSED.into());
+    let _ = receive.stop(REFUSED.into());
+}
+
 /// Whether a pipe broke because the other side takes none.
 pub(super) fn is_refused(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ReadError::Reset(code)) if *code == REFUSED.into())

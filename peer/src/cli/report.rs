@@ -71,6 +71,10 @@ impl Report {
         self.emit(event, fields, words);
     }
 
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     fn emit(&self, event: &str, mut fields: Value, words: &str) {
         if self.json {
             fields["event"] = event.into();
@@ -104,6 +108,12 @@ impl Report {
         if self.json || verbose {
             self.emit("server", json!({ "server": change.server.to_string(), "state": state }), &words);
         }
+    }
+
+    pub(super) fn receiving(&self, id: PeerId, servers: &[peer::RendezvousAddress]) {
+        let servers: Vec<_> = servers.iter().map(|server| format!("--server {}", server.quoted())).collect();
+        let words = format!("send to me with: peer send {} FILE... {id}", servers.join(" "));
+        self.emit("receiving", json!({ "id": id.to_string() }), &words);
     }
 
     /// A session stands; on which path is told by [`path`](Self::path).

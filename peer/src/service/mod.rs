@@ -52,7 +52,7 @@ pub enum Request {
         /// The id of the stream with [`Request::Listen`].
         listener: u64,
     },
-    /// Files; what follows is the transfer's own.
+    /// Take files; what follows is the transfer's own, see [`transfer`](crate::transfer). Whether they are wanted is said there.
     Files,
 }
 
