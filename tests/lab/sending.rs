@@ -372,10 +372,12 @@ fn friends_use_their_names() -> anyhow::Result<()> {
     receiver.wait_for("send to me with", PATIENCE)?;
     let mut sender = world.person(&laptop, "laptop", &["send", &file, "nas"])?;
     sender.named("invited")?;
+    receiver.wait_for("laptop offers 1 file, 7 B: file", PATIENCE)?;
     receiver.wait_for("Take it? [y/N]", PATIENCE)?;
     ensure!(fs::read_dir(to.path())?.count() == 0, "something was written unasked");
     receiver.answer("y")?;
     ensure!(sender.wait(PATIENCE)?.success());
+    receiver.wait_for("1 file received and verified", PATIENCE)?;
     ensure!(fs::read_to_string(to.path().join("file"))? == "by name");
     // The invitation has given it a name there.
     ensure!(world.done(&nas, "nas", &["list"])?.starts_with("laptop"));
@@ -410,7 +412,6 @@ fn a_ping_keeps_no_sender_waiting() -> anyhow::Result<()> {
     let homes = Homes::new(40)?;
     fs::write(homes.from.path().join("file"), "content")?;
     let mut receiver = homes.receiver(&[])?;
-    // From the machine that sends, but by another process of its, with the same key: they would contend for the registration; so from there.
     let mut ping =
         homes.world.peer(&homes.a, "a", &["ping", "--count", "3", "--interval", "0.05", &homes.id_b])?;
     ensure!(ping.wait(PATIENCE)?.success());

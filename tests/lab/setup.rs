@@ -329,6 +329,8 @@ fn without_a_server() -> anyhow::Result<()> {
         &["ping", NOBODY],
         &["forward", NOBODY, "-L", "0:localhost:1"],
         &["ssh-proxy", NOBODY],
+        &["send", "/etc/passwd", NOBODY],
+        &["receive", "--from", NOBODY, "/tmp"],
     ] {
         failed(&world.run(&a, "fresh", arguments)?, 2, &["peer init rv://", "--server"])?;
     }

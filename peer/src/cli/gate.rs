@@ -113,6 +113,13 @@ impl Gate {
         }
     }
 
+    /// What a person calls that peer: its alias, or else its id.
+    pub(super) fn name(&self, peer: PeerId) -> String {
+        let peers = self.peers();
+        let alias = peers.get(peer).and_then(|known| known.alias.as_ref());
+        alias.map_or_else(|| peer.to_string(), ToString::to_string)
+    }
+
     /// What that peer may have.
     fn rules(&self, peer: PeerId) -> Rules {
         let peers = self.peers();

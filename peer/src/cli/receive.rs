@@ -181,6 +181,7 @@ impl Desk {
         let progress = Arc::new(Progress::default());
         let decider = Decider {
             peer: session.peer(),
+            name: self.gate.name(session.peer()),
             overwrite: self.overwrite,
             person: self.person.clone(),
             report: self.report.clone(),
@@ -333,6 +334,8 @@ async fn take(
 /// Says yes or no, for a person or for what the command line says.
 struct Decider {
     peer: PeerId,
+    /// What the person calls it.
+    name: String,
     overwrite: bool,
     person: Option<Person>,
     report: Report,
@@ -345,7 +348,7 @@ impl Consent for Decider {
     async fn accept(&mut self, offer: &Manifest) -> bool {
         let top: Vec<String> = offer.top().collect();
         let words =
-            format!("{} offers {}, {}: {}", self.peer, files(offer.files()), size(offer.bytes()), some(&top));
+            format!("{} offers {}, {}: {}", self.name, files(offer.files()), size(offer.bytes()), some(&top));
         let fields = json!({
             "peer": self.peer.to_string(), "files": offer.files(), "bytes": offer.bytes(),
             "top": &top[..top.len().min(SHOWN)],
