@@ -73,7 +73,7 @@ garbage: tools ## A minute of random and mutated datagrams to every port, in a r
 	$(CARGO) build --release --workspace --bins
 	LAB_GARBAGE_SECONDS=60 $(CARGO) test --release -p end-to-end --test lab -- garbage
 
-bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN against their floors and coturn.
+bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN against their floors and coturn, forwarding against socat, files.
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/goodput
 	$(RELEASE)/relay_bench

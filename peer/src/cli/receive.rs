@@ -26,9 +26,9 @@ Examples:
   peer receive --from laptop --forever incoming
 
 Without --from it asks before anything is taken, of trusted peers too, and needs a terminal to
-ask at. Open invitations (peer invite) are taken meanwhile. What is there is never replaced without
---overwrite, or a yes at the terminal. A file has its name once its content is verified; until then it is beside it and ends
-with .peer-part, and the next attempt goes on with it.";
+ask at. Open invitations (peer invite) are taken meanwhile. What is there is never replaced
+without --overwrite, or a yes at the terminal. A file has its name once its content is verified;
+until then it is beside it and ends with .peer-part, and the next attempt goes on with it.";
 
 /// The sender closes when it has heard that all is well.
 const GOODBYE: Duration = Duration::from_secs(5);

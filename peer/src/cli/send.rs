@@ -21,9 +21,9 @@ Examples:
   peer send photos report.pdf nas
   peer send --wait 60 big.iso TICKET
 
-The other side runs `peer receive`. Files that it has are compared, not sent; when anything breaks, the same
-command goes on where it was. Kept are names, permissions, dates, empty folders, holes, and links that stay within
-the folder that is sent.";
+The other side runs `peer receive`. Files that it has are compared, not sent; when anything
+breaks, the same command goes on where it was. Kept are names, permissions, dates, empty
+folders, holes, and links that stay within the folder that is sent.";
 
 /// Between two attempts to reach the other side.
 const PAUSE: Duration = Duration::from_secs(2);
