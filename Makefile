@@ -3,9 +3,10 @@
 CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
 TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl \
-	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils
+	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils \
+	sshd:openssh-server ssh:openssh-client python3:python3
 # What only the benchmarks need.
-BENCH_TOOLS := turnserver:coturn chrt:util-linux
+BENCH_TOOLS := turnserver:coturn chrt:util-linux socat:socat
 # What only the test with a browser needs: 250 MB once unpacked.
 BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
@@ -72,10 +73,12 @@ garbage: tools ## A minute of random and mutated datagrams to every port, in a r
 	$(CARGO) build --release --workspace --bins
 	LAB_GARBAGE_SECONDS=60 $(CARGO) test --release -p end-to-end --test lab -- garbage
 
-bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN against their floors and coturn.
+bench: benchtools ## The benchmarks: a session's goodput, the relay and STUN against their floors and coturn, forwarding against socat, files.
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/goodput
 	$(RELEASE)/relay_bench
+	$(RELEASE)/forward
+	$(RELEASE)/sending
 
 soak: tools ## The relay at full load for SOAK seconds (600), channels coming and going.
 	$(CARGO) build --release -p rendezvous -p end-to-end --bins

@@ -36,6 +36,9 @@ const IDLE: Duration = Duration::from_mins(15);
 /// Keeps a quiet session from being idle.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Streams that the other side may have open at a time: one for each forwarded connection.
+const MAX_STREAMS: u32 = 2048;
+
 /// Application close codes of a session.
 pub(crate) mod close {
     /// Ended by its owner.
@@ -70,6 +73,7 @@ fn transport(remote: &Remote) -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW))
         .send_window(SEND_WINDOW)
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_idle_timeout(IDLE.try_into().ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)

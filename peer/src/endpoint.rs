@@ -316,6 +316,12 @@ impl Endpoint {
         mapped.ok().and_then(|mapped| *mapped)
     }
 
+    /// Changes who may be introduced to this endpoint ([`Builder::policy`]). Sessions that stand are left alone.
+    pub async fn set_policy(&self, policy: IntroductionPolicy) {
+        // Fails only when the endpoint is closed.
+        let _ = self.inner.events.send(Event::Policy(policy)).await;
+    }
+
     /// Opens a session with the peer that holds the key `target`.
     ///
     /// Returns as soon as data can be sent, over the relay in most cases; the direct path follows by itself. Data written at once may

@@ -18,6 +18,8 @@
 //! # }
 //! ```
 //!
+//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one.
+//!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
 
@@ -42,8 +44,11 @@ mod socket;
 mod tunnel;
 
 pub mod doctor;
+pub mod forward;
 pub mod identity;
 pub mod reflection;
+pub mod service;
+pub mod transfer;
 
 pub use endpoint::{BindError, Builder, ConnectError, Endpoint, OnlineError};
 pub use explain::{Explanation, Verdict};
@@ -51,7 +56,8 @@ pub use peer_agent::{CheckError, PairReport, PairState, Rung, RungReport};
 pub use portmap::{Mapped, Protocol as PortMappingProtocol};
 pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::IntroductionPolicy;
-pub use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+pub use rendezvous_wire::ticket::{MAX_TICKET_SERVERS, ParseTicketError, UnwritableTicket};
+pub use rendezvous_wire::{InviteSecret, KeyPair, PeerId, RendezvousAddress, Ticket};
 pub use server_changes::{ServerChange, ServerChanges, ServerState};
 pub use session::{Path, RelayTransport, Session, Timeline};
 pub use signalling::ServerError;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod bulk;
 pub mod cell;
 pub mod chaos;
 pub mod data;
@@ -17,4 +18,5 @@ pub mod program;
 pub mod pulse;
 pub mod servers;
 pub mod simulation;
+pub mod terminal;
 pub mod world;

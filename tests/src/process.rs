@@ -94,6 +94,15 @@ impl Program {
         Self::spawn(command, &format!("{name} {}", arguments.first().unwrap_or(&"")), events_on_stderr)
     }
 
+    /// A command that ends up as one of our programs, with its events on standard error.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn of_command(command: HostCommand, label: &str) -> anyhow::Result<Self> {
+        Self::spawn(command, label, true)
+    }
+
     fn spawn(mut command: HostCommand, label: &str, events_on_stderr: bool) -> anyhow::Result<Self> {
         command.env_remove("RUST_LOG");
         if let Ok(filter) = std::env::var("LAB_LOG") {

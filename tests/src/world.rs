@@ -157,7 +157,66 @@ impl World {
     ) -> anyhow::Result<Program> {
         let key = self.key(name);
         let key = key.to_str().context("a temporary path in UTF-8")?;
-        Program::start_in(host, "peer", &with_server(arguments, server, key), true, environment)
+        let home = self.home(name)?;
+        let environment: Vec<_> = home
+            .iter()
+            .map(|(name, path)| (*name, path.as_str()))
+            .chain(environment.iter().copied())
+            .collect();
+        Program::start_in(host, "peer", &with_server(arguments, server, key), true, &environment)
+    }
+
+    /// The variables that give `name` a home of its own.
+    ///
+    /// # Errors
+    ///
+    /// Never where temporary paths are in UTF-8.
+    pub fn home(&self, name: &str) -> anyhow::Result<[(&'static str, String); 3]> {
+        let place = |part: &str| {
+            let path = self.directory.path().join(name).join(part);
+            path.to_str().map(str::to_owned).context("a temporary path in UTF-8")
+        };
+        let names = [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")];
+        let [config, data, state] = names.map(|(name, part)| place(part).map(|path| (name, path)));
+        Ok([config?, data?, state?])
+    }
+
+    /// Starts `peer` as a person does who has set it up, with nothing but `--json` added; `arguments` begin with the command.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn person(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<Program> {
+        let home = self.home(name)?;
+        let environment: Vec<_> = home.iter().map(|(name, path)| (*name, path.as_str())).collect();
+        let arguments = [&[arguments[0], "--json"], &arguments[1..]].concat();
+        Program::start_in(host, "peer", &arguments, true, &environment)
+    }
+
+    /// Runs `peer` to its end as a person does, with nothing added.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn run(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        let mut command = host.command(crate::process::binary("peer")?);
+        command.args(arguments).envs(self.home(name)?);
+        for variable in ["PEER_SERVER", "PEER_KEY", "RUST_LOG", "HTTPS_PROXY", "https_proxy"] {
+            command.env_remove(variable);
+        }
+        Ok(command.output()?)
+    }
+
+    /// Runs `peer` to its end, which must be a good one; its standard output without the last line's end.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started or fails.
+    pub fn done(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.run(host, name, arguments)?;
+        let (words, said) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        anyhow::ensure!(output.status.success(), "peer {}: {}: {said}", arguments.join(" "), output.status);
+        Ok(words.trim_end().to_owned())
     }
 
     /// The same where the server goes by the name of [`SERVER_NAME`], which has these addresses.

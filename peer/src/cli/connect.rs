@@ -2,41 +2,53 @@
 
 use clap::Args;
 use futures_util::StreamExt as _;
-use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
+use peer::service::RequestError;
+use peer::{Endpoint, IntroductionPolicy, Session};
 
 use super::report::Report;
-use super::{EndpointArguments, Failure, explain, follow_servers, interrupted, pipe};
+use super::settings::{EndpointArguments, Found, PeerName, Settings};
+use super::{Failure, explain, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  echo hello | peer connect --server rv://ID@vps.example PEER
+  echo hello | peer connect nas
   PEER_SERVER=rv://ID@vps.example peer connect PEER < big.iso";
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectArguments {
     #[command(flatten)]
     pub(super) endpoint: EndpointArguments,
-    /// The id of the peer to reach.
-    peer: PeerId,
+    /// The peer to reach: an alias, an id or a ticket.
+    peer: PeerName,
 }
 
 pub(super) async fn run(arguments: ConnectArguments, verbose: bool) -> Result<(), Failure> {
-    let report = Report::new(arguments.endpoint.json);
+    let settings = arguments.endpoint.settle()?;
+    let report = arguments.endpoint.report(&settings);
+    let found = settings.find(&arguments.peer)?;
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
-    let policy = IntroductionPolicy::Only(vec![arguments.peer]);
-    let endpoint = arguments.endpoint.open(policy, &report).await?;
+    let policy = IntroductionPolicy::Only(vec![found.id]);
+    let endpoint = settings.open(policy, Some(&found), &report).await?;
     follow_servers(&endpoint, &report, verbose);
     let outcome = tokio::select! {
-        outcome = connect(&endpoint, arguments.peer, &report, verbose) => outcome,
+        outcome = connect(&endpoint, &settings, &found, &report, verbose) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
     endpoint.close().await;
     outcome
 }
 
-async fn connect(endpoint: &Endpoint, target: PeerId, report: &Report, verbose: bool) -> Result<(), Failure> {
-    let session = endpoint.connect(target).await?;
-    let outcome = carry(&session, report).await.map_err(Failure::broken);
+async fn connect(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    found: &Found,
+    report: &Report,
+    verbose: bool,
+) -> Result<(), Failure> {
+    let session = endpoint.connect(found.id).await?;
+    report.connected(&session);
+    settings.introduce_oneself(&session, found, report).await?;
+    let outcome = carry(&session, report).await;
     if verbose {
         explain::tell(&session, report).await;
     }
@@ -44,11 +56,10 @@ async fn connect(endpoint: &Endpoint, target: PeerId, report: &Report, verbose: 
 }
 
 /// Pipes standard input and output through the session.
-async fn carry(session: &Session, report: &Report) -> anyhow::Result<()> {
-    report.connected(session);
+async fn carry(session: &Session, report: &Report) -> Result<(), Failure> {
     let paths = tokio::spawn(follow(session.clone(), report.clone()));
     let piped = async {
-        let (send, receive) = pipe::meet(session).await?;
+        let (send, receive) = pipe::meet(session, None).await?;
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(session));
         tokio::pin!(upload);
@@ -64,9 +75,15 @@ async fn carry(session: &Session, report: &Report) -> anyhow::Result<()> {
     };
     let outcome = piped.await;
     paths.abort();
-    let (sent, received) = outcome?;
+    let (sent, received) = outcome.map_err(broken)?;
     report.closed(session, sent, received);
     Ok(())
+}
+
+/// A pipe that broke: because it was refused, or otherwise.
+fn broken(error: anyhow::Error) -> Failure {
+    let refused = pipe::is_refused(&error);
+    if refused { Failure::request(RequestError::Refused, "a pipe") } else { Failure::broken(error) }
 }
 
 /// Tells of every path, the first one included.

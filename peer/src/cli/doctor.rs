@@ -8,13 +8,13 @@ use peer::doctor::{Allocation, Diagnosis, Doctor, Family, Tcp};
 use serde_json::{Value, json};
 
 use super::report::Report;
-use super::{Failure, exit, interrupted};
+use super::{Failure, exit, interrupted, settings};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  peer doctor --server rv://ID@vps.example
+  peer doctor
       Say what this network does to peers, and whom they reach directly; takes ten seconds.
-  peer doctor --server rv://ID@vps.example --lifetime
+  peer doctor --lifetime
       Measure the whole binding lifetime as well, for up to five minutes.
   peer doctor --server rv://ID@vps.example --json > report.json
 
@@ -23,8 +23,9 @@ address (rendezvous serve --alternate-ip) can tell more.";
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
-    /// The rendezvous server to measure at, as it printed its address; of several the first is used.
-    #[arg(long, env = "PEER_SERVER", value_name = "RV_ADDRESS", required = true, value_delimiter = ' ')]
+    /// The rendezvous server to measure at, as it printed its address; of several the first is used [default: that of
+    /// `peer init`].
+    #[arg(long, env = "PEER_SERVER", value_name = "RV_ADDRESS", value_delimiter = ' ')]
     server: Vec<RendezvousAddress>,
     /// Measure for how long bindings live, up to five minutes.
     #[arg(long)]
@@ -36,7 +37,8 @@ pub(super) struct DoctorArguments {
 
 pub(super) async fn run(arguments: DoctorArguments) -> Result<(), Failure> {
     let report = Report::new(arguments.json);
-    let Some(server) = arguments.server.into_iter().next() else { unreachable!("clap wants at least one") };
+    let servers = settings::servers(&arguments.server)?;
+    let Some(server) = servers.into_iter().next() else { return Err(settings::no_server()) };
     let doctor = Doctor::new(server);
     let doctor = if arguments.lifetime { doctor.whole_lifetime() } else { doctor };
     let diagnosis = tokio::select! {

@@ -6,10 +6,12 @@ use clap::Args;
 use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
 
 use super::report::Report;
-use super::{EndpointArguments, Failure, interrupted};
+use super::settings::{EndpointArguments, PeerName};
+use super::{Failure, interrupted};
 
 pub(super) const EXAMPLES: &str = "\
-Example:
+Examples:
+  peer explain nas
   peer explain --server rv://ID@vps.example PEER";
 
 /// A direct path or the end of the first round of checks comes well within this.
@@ -19,15 +21,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct ExplainArguments {
     #[command(flatten)]
     pub(super) endpoint: EndpointArguments,
-    /// The id of the peer to reach.
-    peer: PeerId,
+    /// The peer to reach: an alias, an id or a ticket.
+    peer: PeerName,
 }
 
 pub(super) async fn run(arguments: ExplainArguments) -> Result<(), Failure> {
-    let report = Report::new(arguments.endpoint.json);
-    let endpoint = arguments.endpoint.open(IntroductionPolicy::Only(Vec::new()), &report).await?;
+    let settings = arguments.endpoint.settle()?;
+    let report = arguments.endpoint.report(&settings);
+    let found = settings.find(&arguments.peer)?;
+    let endpoint = settings.open(IntroductionPolicy::Only(Vec::new()), Some(&found), &report).await?;
     let outcome = tokio::select! {
-        outcome = explain(&endpoint, arguments.peer, &report) => outcome,
+        outcome = explain(&endpoint, found.id, &report) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
     endpoint.close().await;

@@ -4,22 +4,47 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use clap::Args;
-use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
+use peer::forward::{BindPattern, Notice, Observer, Rules, TargetPattern};
+use peer::quinn::{RecvStream, SendStream};
+use peer::service::{Hub, Incoming, Opening};
+use peer::{Endpoint, Session};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::connect::follow;
+use super::gate::Gate;
+use super::home::peers::Who;
 use super::report::Report;
-use super::{EndpointArguments, Failure, follow_servers, interrupted, pipe};
+use super::settings::{EndpointArguments, PeerName};
+use super::{Failure, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  peer listen --server rv://ID@vps.example --echo
-  peer listen --server rv://ID@vps.example > received.tar
-  peer listen --server rv://ID@vps.example --allow PEER -- uptime";
+  peer listen --echo
+  peer listen > received.tar
+  peer listen --allow PEER -- uptime
+      Run a command for every session of that one peer.
+  peer listen --allow-forward localhost:80 --allow-forward 192.168.1.0/24:22
+      Trusted peers may connect to the web server here, and by SSH to that network.
+  peer listen --allow-listen 127.0.0.1:8000-8010
+      Trusted peers may have ports here lead to them (peer forward -R).
+  peer listen --serve
+      Give what the configuration says, to whom it says:
+        [[serve]]
+        to = \"trusted\"          # or \"anyone\", an alias, an id, or a list of them
+        forward = [\"localhost:22\", \"udp:localhost:53\", \"/run/docker.sock\"]
+
+Nothing is forwarded that is not named. A pipe, --echo and COMMAND are for whoever knows this
+machine's id, unless --allow names some. Open invitations (peer invite) are taken meanwhile.";
 
 /// Commands that run at once; further streams wait.
 const MAX_COMMANDS: usize = 64;
+
+/// What those hear that came too late.
+const ONE_SESSION: &[u8] = b"this listener serves one session, and has one";
+
+/// Sessions that have brought no pipe yet.
+const MAX_WAITING: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct ListenArguments {
@@ -28,45 +53,92 @@ pub(super) struct ListenArguments {
     /// Send back whatever arrives, for every session until stopped.
     #[arg(long, conflicts_with = "command")]
     echo: bool,
-    /// Accept this peer only; may be given more than once [default: anyone who knows this id].
+    /// Accept this peer only, by alias or id; may be given more than once [default: see below].
     #[arg(long, value_name = "PEER")]
-    allow: Vec<PeerId>,
+    allow: Vec<PeerName>,
+    /// Forward to this host and port, or Unix socket, for trusted peers, or for those of --allow: [udp:]HOST:PORT or /PATH, where the host
+    /// may be a prefix or `*`, and the port a range or `*`.
+    #[arg(long, value_name = "TARGET")]
+    allow_forward: Vec<TargetPattern>,
+    /// Listen for them at this address and port, or Unix socket: [udp:]ADDRESS:PORT or /PATH.
+    #[arg(long, value_name = "PLACE")]
+    allow_listen: Vec<BindPattern>,
+    /// Give what the configuration says under [[serve]].
+    #[arg(long)]
+    serve: bool,
     /// Run this for every stream of every session, joined to its standard input and output.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-/// What a session gets.
+/// What a pipe gets.
 #[derive(Debug, Clone)]
 enum Service {
     Echo,
     Command(Arc<[String]>, Arc<Semaphore>),
+    /// Nothing: this listener forwards only.
+    Refuse,
 }
 
 pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(), Failure> {
-    let report = Report::new(arguments.endpoint.json);
-    let policy = if arguments.allow.is_empty() {
-        IntroductionPolicy::Anyone
-    } else {
-        IntroductionPolicy::Only(arguments.allow.clone())
-    };
-    let endpoint = arguments.endpoint.open(policy, &report).await?;
-    follow_servers(&endpoint, &report, verbose);
-    report.listening(endpoint.id(), &arguments.endpoint.server);
+    let settings = arguments.endpoint.settle()?;
+    let report = arguments.endpoint.report(&settings);
+    let allowed = arguments
+        .allow
+        .iter()
+        .map(|name| settings.find(name).map(|found| found.id))
+        .collect::<Result<Vec<_>, _>>()?;
+    let forwards =
+        arguments.serve || !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty();
     let service = if arguments.echo {
         Some(Service::Echo)
-    } else if arguments.command.is_empty() {
-        None
-    } else {
+    } else if !arguments.command.is_empty() {
         Some(Service::Command(arguments.command.into(), Arc::new(Semaphore::new(MAX_COMMANDS))))
+    } else if forwards {
+        Some(Service::Refuse)
+    } else {
+        None
     };
+    let mut rules = Vec::new();
+    if !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty() {
+        let who = if allowed.is_empty() {
+            vec![Who::Trusted]
+        } else {
+            allowed.iter().copied().map(Who::Id).collect()
+        };
+        rules.push((who, Rules { forward: arguments.allow_forward, listen: arguments.allow_listen }));
+    }
+    if arguments.serve {
+        let peers = settings.peers()?;
+        for serve in &settings.config.serve {
+            for who in &serve.to {
+                // An invitation may yet bring somebody of that name.
+                if let Who::Alias(alias) = who
+                    && peers.named(alias).is_none()
+                {
+                    report.nobody_of_that_name(alias);
+                }
+            }
+            let rule = Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
+            rules.push((serve.to.clone(), rule));
+        }
+        if rules.is_empty() {
+            report.nothing_served();
+        }
+    }
+    let anyone = allowed.is_empty() && !matches!(service, Some(Service::Refuse));
+    let gate = Arc::new(Gate::new(settings.home.clone(), rules, allowed, anyone, &report)?);
+    let endpoint = settings.open(gate.policy(), None, &report).await?;
+    follow_servers(&endpoint, &report, verbose);
+    report.listening(endpoint.id(), &settings.servers);
     let outcome = tokio::select! {
         outcome = async {
             match service {
-                Some(service) => serve(&endpoint, &service, &report).await,
-                None => pipe_first(&endpoint, &report).await,
+                Some(service) => serve(&endpoint, &service, &gate, &report).await,
+                None => pipe_first(&endpoint, &gate, &report).await,
             }
         } => outcome,
+        () = gate.watch(&endpoint) => Ok(()),
         // Stopping it is how a listener ends.
         () = interrupted() => Ok(()),
     };
@@ -74,19 +146,16 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
     outcome
 }
 
-/// Joins the first session to standard input and output, and turns others away.
-async fn pipe_first(endpoint: &Endpoint, report: &Report) -> Result<(), Failure> {
-    let Some(session) = endpoint.accept().await else { return Ok(()) };
-    report.connected(&session);
-    let paths = tokio::spawn(follow(session.clone(), report.clone()));
+/// Joins the first session that brings a pipe to standard input and output, and turns others away.
+async fn pipe_first(endpoint: &Endpoint, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
+    let Some((session, send, receive)) = first_pipe(endpoint, gate, report).await else { return Ok(()) };
     let turn_away = async {
         while let Some(other) = endpoint.accept().await {
-            other.close(1u8.into(), b"this listener serves one session, and has one");
+            other.close(1u8.into(), ONE_SESSION);
         }
         std::future::pending::<()>().await;
     };
     let piped = async {
-        let (send, receive) = pipe::meet(&session).await?;
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(&session));
         tokio::try_join!(upload, download)
@@ -95,7 +164,6 @@ async fn pipe_first(endpoint: &Endpoint, report: &Report) -> Result<(), Failure>
         outcome = piped => outcome,
         () = turn_away => return Ok(()),
     };
-    paths.abort();
     let (sent, received) = outcome.map_err(Failure::broken)?;
     report.closed(&session, sent, received);
     // The side that dialled closes when it has everything.
@@ -103,35 +171,66 @@ async fn pipe_first(endpoint: &Endpoint, report: &Report) -> Result<(), Failure>
     Ok(())
 }
 
-async fn serve(endpoint: &Endpoint, service: &Service, report: &Report) -> Result<(), Failure> {
+/// Waits for a session that brings a pipe; others may ping or use an invitation meanwhile, and go.
+async fn first_pipe(
+    endpoint: &Endpoint,
+    gate: &Arc<Gate>,
+    report: &Report,
+) -> Option<(Session, SendStream, RecvStream)> {
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut sessions: Vec<Session> = Vec::new();
+    loop {
+        tokio::select! {
+            session = endpoint.accept(), if waiting.len() < MAX_WAITING => {
+                let session = session?;
+                report.connected(&session);
+                tokio::spawn(follow(session.clone(), report.clone()));
+                sessions.retain(|other| other.close_reason().is_none());
+                sessions.push(session.clone());
+                let gate = gate.clone();
+                waiting.spawn(async move {
+                    let met = pipe::meet(&session, Some(&gate)).await;
+                    (session, met)
+                });
+            }
+            Some(met) = waiting.join_next() => match met {
+                Ok((session, Ok((send, receive)))) => {
+                    for other in sessions.iter().filter(|other| other.stable_id() != session.stable_id()) {
+                        other.close(1u8.into(), ONE_SESSION);
+                    }
+                    return Some((session, send, receive));
+                }
+                Ok((session, Err(error))) => report.session_failed(session.peer(), &error),
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+async fn serve(
+    endpoint: &Endpoint,
+    service: &Service,
+    gate: &Arc<Gate>,
+    report: &Report,
+) -> Result<(), Failure> {
     while let Some(session) = endpoint.accept().await {
-        tokio::spawn(serve_session(session, service.clone(), report.clone()));
+        tokio::spawn(serve_session(session, service.clone(), gate.clone(), report.clone()));
     }
     Ok(())
 }
 
-async fn serve_session(session: Session, service: Service, report: Report) {
+async fn serve_session(session: Session, service: Service, gate: Arc<Gate>, report: Report) {
     report.connected(&session);
     let paths = tokio::spawn(follow(session.clone(), report.clone()));
+    let hub = Hub::new(session.clone());
     let mut streams = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
-            stream = pipe::accept(&session) => match stream {
-                Ok((send, receive)) => {
-                    let service = service.clone();
-                    streams.spawn(async move {
-                        match service {
-                            Service::Echo => pipe::echo(send, receive).await,
-                            Service::Command(command, running) => {
-                                let _running = running.acquire_owned().await?;
-                                run_command(&command, send, receive).await
-                            }
-                        }
-                    });
+            opening = hub.accept() => match opening {
+                Ok(opening) => {
+                    streams.spawn(serve_stream(opening, service.clone(), gate.clone()));
                 }
-                Err(_) if session.close_reason().is_some() => break,
-                // That one stream was of no use.
-                Err(error) => report.session_failed(session.peer(), &error),
+                Err(_) => break,
             },
             Some(ended) = streams.join_next() => match ended {
                 Ok(Err(error)) if session.close_reason().is_none() => report.session_failed(session.peer(), &error),
@@ -146,12 +245,39 @@ async fn serve_session(session: Session, service: Service, report: Report) {
     report.closed(&session, stats.udp_tx.bytes, stats.udp_rx.bytes);
 }
 
+async fn serve_stream(opening: Opening, service: Service, gate: Arc<Gate>) -> anyhow::Result<()> {
+    match opening.read().await? {
+        Incoming::Pipe(send, receive) => serve_pipe(send, receive, service).await,
+        Incoming::Request(request, exchange) => {
+            gate.answer(request, exchange).await;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn serve_pipe(send: SendStream, receive: RecvStream, service: Service) -> anyhow::Result<()> {
+    match service {
+        Service::Echo => pipe::echo(send, receive).await.map(|_| ()),
+        Service::Command(command, running) => {
+            let _running = running.acquire_owned().await?;
+            run_command(&command, send, receive).await.map(|_| ())
+        }
+        Service::Refuse => {
+            pipe::refuse(send, receive);
+            Ok(())
+        }
+    }
+}
+
+/// What becomes of requests, told.
+pub(super) fn observer(report: &Report) -> Observer {
+    let report = report.clone();
+    Observer::new(move |notice: Notice| report.forwarding(&notice))
+}
+
 /// Joins a command's standard input and output to a stream; its standard error stays ours.
-async fn run_command(
-    command: &[String],
-    send: peer::quinn::SendStream,
-    receive: peer::quinn::RecvStream,
-) -> anyhow::Result<u64> {
+async fn run_command(command: &[String], send: SendStream, receive: RecvStream) -> anyhow::Result<u64> {
     let [program, arguments @ ..] = command else { anyhow::bail!("no command") };
     let mut child = Command::new(program)
         .args(arguments)

@@ -3,57 +3,85 @@
 mod connect;
 mod doctor;
 mod explain;
+mod forward;
+mod gate;
+mod home;
+mod known;
 mod listen;
+mod ping;
 mod pipe;
+mod receive;
 mod report;
+mod send;
+mod settings;
+mod setup;
+mod ssh_proxy;
+mod transfers;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use peer::{
-    BindError, ConnectError, Endpoint, IntroductionPolicy, OnlineError, PeerId, RendezvousAddress, identity,
-};
+use peer::service::RequestError;
+use peer::{BindError, ConnectError, OnlineError, PeerId, identity};
 use tokio::signal::unix::{SignalKind, signal};
 
+use home::config::ConfigError;
+use home::peers::PeersError;
 use report::Report;
+use settings::KeyArguments;
 
 /// Exit codes, as `--help` states them.
 mod exit {
     pub(super) const FAILURE: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
     pub(super) const SERVER: u8 = 3;
     pub(super) const UNAVAILABLE: u8 = 4;
     pub(super) const BROKEN: u8 = 5;
+    pub(super) const REFUSED: u8 = 6;
     pub(super) const INTERRUPTED: u8 = 130;
 }
 
 const AFTER_HELP: &str = "\
 Examples:
-  peer id
-      Print this machine's id; on the first call, make its key.
-  peer listen --server rv://ID@vps.example --echo
+  peer init rv://ID@vps.example
+      Remember the rendezvous server; make this machine's key. Once on each machine.
+  peer invite --once --name laptop
+      Print a ticket that makes whoever uses it first a trusted peer.
+  peer trust TICKET --as nas
+      Remember where a ticket leads to, by a name of one's own.
+  peer listen --allow-forward localhost:80
+      Let trusted peers connect to the web server here.
+  peer forward nas -L 8080:localhost:80
+      Have it at http://localhost:8080.
+  peer listen --echo
       Send back whatever anyone sends.
-  peer listen --server rv://ID@vps.example < backup.tar
+  peer listen < backup.tar
       Give standard input to the first who connects.
-  peer connect --server rv://ID@vps.example PEER > backup.tar
+  peer connect nas > backup.tar
       Take it.
-  peer explain --server rv://ID@vps.example PEER
+  peer receive Downloads
+      Take files and folders, once asked.
+  peer send photos nas
+      Send them; again to go on where it was interrupted.
+  peer explain nas
       Say why the path to that peer is direct or relayed.
-  peer doctor --server rv://ID@vps.example
+  peer doctor
       Say what this network's NATs do, and whom one reaches directly from here.
-  peer listen --server rv://ID@vps.example --allow PEER -- sh -c 'journalctl -n 100'
-      Run a command for every session of that one peer.
 
-Data goes through standard input and output; words about what happens go to standard
-error, with --json as one JSON object a line.
+A peer is named by its id, by an alias or by a ticket. Data goes through standard input
+and output; words about what happens go to standard error, with --json as one JSON object
+a line.
 
 Where UDP is blocked everything goes over TLS to the server's TCP port, through the HTTP
 proxy that HTTPS_PROXY names, if any (http://user:password@host:port; NO_PROXY excepts).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no rendezvous server could be used,
-4 the other side is not online or does not accept you, 5 the session broke,
-130 interrupted.";
+Files: peer/config.toml in the user's configuration directory ($XDG_CONFIG_HOME), the key
+and the known peers in peer/ in the data directory ($XDG_DATA_HOME). A flag goes before an
+environment variable, that before the configuration.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or a name that nobody has, 3 no rendezvous
+server could be used, 4 the other side is not online or does not accept you, 5 the session
+broke, 6 the other side refused, 130 interrupted.";
 
 /// Connects machines behind home routers, directly wherever a direct path is possible.
 #[derive(Debug, Parser)]
@@ -68,15 +96,48 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Remember the rendezvous server, and make this machine's key.
+    #[command(after_help = setup::INIT_EXAMPLES)]
+    Init(setup::InitArguments),
     /// Print this machine's id.
     #[command(after_help = "Example:\n  peer id --json")]
     Id(IdArguments),
-    /// Wait for sessions: pipe the first one, or echo, or run a command for each.
+    /// Print a ticket that leads to this machine, and makes whoever shows it a trusted peer.
+    #[command(after_help = setup::INVITE_EXAMPLES)]
+    Invite(setup::InviteArguments),
+    /// Let a peer use what is served to trusted peers; remember where a ticket leads to.
+    #[command(after_help = known::TRUST_EXAMPLES)]
+    Trust(known::TrustArguments),
+    /// Take that back.
+    #[command(after_help = known::UNTRUST_EXAMPLES)]
+    Untrust(known::UntrustArguments),
+    /// Give a peer a name.
+    #[command(after_help = known::ALIAS_EXAMPLES)]
+    Alias(known::AliasArguments),
+    /// Show the known peers, the last path to each, and the open invitations.
+    #[command(after_help = known::LIST_EXAMPLES)]
+    List(known::ListArguments),
+    /// Wait for sessions: pipe the first one, or echo, or run a command for each, or forward.
     #[command(after_help = listen::EXAMPLES)]
     Listen(listen::ListenArguments),
     /// Open a session with a peer and pipe standard input and output through it.
     #[command(after_help = connect::EXAMPLES)]
     Connect(connect::ConnectArguments),
+    /// Forward ports through a session with a peer.
+    #[command(after_help = forward::EXAMPLES)]
+    Forward(forward::ForwardArguments),
+    /// Join standard input and output to a peer's SSH server, for ProxyCommand of ssh.
+    #[command(after_help = ssh_proxy::EXAMPLES)]
+    SshProxy(ssh_proxy::SshProxyArguments),
+    /// Measure the round trip to a peer, on each path.
+    #[command(after_help = ping::EXAMPLES)]
+    Ping(ping::PingArguments),
+    /// Send files and folders to a peer, verified; goes on after any interruption.
+    #[command(after_help = send::EXAMPLES)]
+    Send(send::SendArguments),
+    /// Take files and folders from a peer.
+    #[command(after_help = receive::EXAMPLES)]
+    Receive(receive::ReceiveArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
@@ -94,68 +155,6 @@ struct IdArguments {
     json: bool,
 }
 
-#[derive(Debug, Args)]
-struct KeyArguments {
-    /// The key file; made when it does not exist [default: peer/key.pem in the user's data directory].
-    #[arg(long, env = "PEER_KEY", value_name = "FILE")]
-    key: Option<PathBuf>,
-}
-
-impl KeyArguments {
-    fn load(&self) -> Result<peer::KeyPair, Failure> {
-        let path = match &self.key {
-            Some(path) => path.clone(),
-            None => identity::default_path()?,
-        };
-        Ok(identity::load_or_create(&path)?)
-    }
-}
-
-/// What listening and connecting have in common.
-#[derive(Debug, Args)]
-struct EndpointArguments {
-    /// The rendezvous server, as it printed its address; may be given more than once.
-    #[arg(long, env = "PEER_SERVER", value_name = "RV_ADDRESS", required = true, value_delimiter = ' ')]
-    server: Vec<RendezvousAddress>,
-    #[command(flatten)]
-    key: KeyArguments,
-    /// Do not ask the router for a port mapping (PCP, NAT-PMP, UPnP).
-    #[arg(long)]
-    no_port_mapping: bool,
-    /// Seconds that the router is asked to keep it without renewal.
-    #[arg(long, value_name = "SECONDS", hide = true)]
-    port_mapping_lease: Option<u64>,
-    /// Write what happens as JSON objects, one a line, to standard error.
-    #[arg(long)]
-    json: bool,
-}
-
-impl EndpointArguments {
-    /// Registers, or says why not. An interruption on the way is a failure.
-    async fn open(&self, policy: IntroductionPolicy, report: &Report) -> Result<Endpoint, Failure> {
-        let key = self.key.load()?;
-        let mut builder =
-            Endpoint::builder().identity(key).policy(policy).port_mapping(!self.no_port_mapping);
-        if let Some(seconds) = self.port_mapping_lease {
-            builder = builder.port_mapping_lease(Duration::from_secs(seconds));
-        }
-        for server in &self.server {
-            builder = builder.server(server.clone());
-        }
-        let endpoint = builder.bind().await?;
-        let online = tokio::select! {
-            online = endpoint.online() => online.map_err(Failure::from),
-            () = interrupted() => Err(Failure::interrupted()),
-        };
-        if let Err(failure) = online {
-            endpoint.close().await;
-            return Err(failure);
-        }
-        report.registered(endpoint.id());
-        Ok(endpoint)
-    }
-}
-
 /// An error with the exit code that goes with it.
 #[derive(Debug)]
 struct Failure {
@@ -168,14 +167,50 @@ impl Failure {
         Self { code: exit::BROKEN, error: error.into() }
     }
 
+    fn failed(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: exit::FAILURE, error: error.into() }
+    }
+
     fn interrupted() -> Self {
         Self { code: exit::INTERRUPTED, error: anyhow::anyhow!("interrupted") }
+    }
+
+    /// What was asked for in a session led to nothing.
+    fn request(error: RequestError, what: &str) -> Self {
+        let code = match &error {
+            RequestError::Refused => exit::REFUSED,
+            RequestError::Session => exit::BROKEN,
+            _ => exit::FAILURE,
+        };
+        let hint = match &error {
+            RequestError::Refused => {
+                ". What a peer serves is named there, with `peer listen --allow-forward` or in its configuration, and to whom"
+            }
+            _ => "",
+        };
+        Self { code, error: anyhow::anyhow!("{what}: {error}{hint}") }
     }
 }
 
 impl From<identity::IdentityError> for Failure {
     fn from(error: identity::IdentityError) -> Self {
         Self { code: exit::FAILURE, error: error.into() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self { code: exit::FAILURE, error: error.into() }
+    }
+}
+
+impl From<PeersError> for Failure {
+    fn from(error: PeersError) -> Self {
+        let code = match &error {
+            PeersError::Taken(..) | PeersError::NoInvite(_) => exit::USAGE,
+            _ => exit::FAILURE,
+        };
+        Self { code, error: error.into() }
     }
 }
 
@@ -206,13 +241,24 @@ impl From<ConnectError> for Failure {
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     start_logging(arguments.verbose);
     let (json, outcome) = match arguments.command {
+        Command::Init(command) => (command.json, setup::init(&command)),
         Command::Id(command) => (command.json, print_id(&command)),
+        Command::Invite(command) => (command.json, setup::invite(&command)),
+        Command::Trust(command) => (command.json, known::trust(&command)),
+        Command::Untrust(command) => (command.json, known::untrust(&command)),
+        Command::Alias(command) => (command.json, known::alias(&command)),
+        Command::List(command) => (command.endpoint.json, known::list(command).await),
+        Command::Forward(command) => (command.endpoint.json, forward::run(command).await),
+        Command::SshProxy(command) => (command.endpoint.json, ssh_proxy::run(command).await),
+        Command::Ping(command) => (command.endpoint.json, ping::run(command).await),
         Command::Listen(command) => {
             (command.endpoint.json, listen::run(command, arguments.verbose > 0).await)
         }
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
+        Command::Send(command) => (command.endpoint.json, send::run(command).await),
+        Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };
@@ -274,10 +320,62 @@ async fn interrupted() {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Arguments;
+
+    const ID: &str = "aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4qa";
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Arguments::command().debug_assert();
+        Arguments::command().debug_assert();
+    }
+
+    /// The words of an example, as a shell would have them: without redirections and what stands behind a pipe or a comment.
+    fn words(example: &str) -> Vec<String> {
+        let end = [" > ", " < ", " | "].iter().filter_map(|mark| example.find(mark)).min();
+        let ticket = peer::Ticket {
+            peer: ID.parse().unwrap(),
+            servers: vec![format!("rv://{ID}@vps.example").parse().unwrap()],
+            secret: None,
+        };
+        let ticket = ticket.encode().unwrap();
+        example[..end.unwrap_or(example.len())]
+            .split_whitespace()
+            .map(|word| match word {
+                "PEER" => ID.to_owned(),
+                "TICKET" => ticket.clone(),
+                word => word.replace("rv://ID@", &format!("rv://{ID}@")),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_example_of_every_help_is_understood() {
+        let command = Arguments::command();
+        let mut seen = 0;
+        for command in command.get_subcommands().chain([&command]) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let mut own = 0;
+            for line in help.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")) {
+                let Some(start) = line.find("peer ") else { continue };
+                let words = words(&line[start..].replace('\'', " "));
+                // The proxy command of an example of ssh.
+                let words: Vec<_> =
+                    words.iter().map(|word| word.replace("%h", "nas").replace("%p", "22")).collect();
+                let words = match words.iter().position(|word| word.contains('@') && !word.contains("rv://"))
+                {
+                    Some(ssh) => &words[..ssh],
+                    None => &words[..],
+                };
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{line}\n{error}");
+                }
+                own += 1;
+            }
+            assert!(own > 0, "{} has no example", command.get_name());
+            seen += own;
+        }
+        assert!(seen > 30, "{seen} examples were found");
     }
 }

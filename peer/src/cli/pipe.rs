@@ -3,37 +3,44 @@
 use std::io;
 
 use peer::Session;
-use peer::quinn::{RecvStream, SendStream, Side};
+use peer::quinn::{ReadError, RecvStream, SendStream, Side};
+use peer::service::{Hub, Incoming, PIPE, REFUSED};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// First byte on a stream: a plain pipe. It makes the stream visible to the other side before there is data, so
-/// that either side may speak first.
-const PIPE: u8 = 1;
+use super::gate::Gate;
 
 const BUFFER: usize = 256 * 1024;
 
-/// The stream that the two sides' standard inputs and outputs meet on: opened by the QUIC client, whichever side dialled.
-pub(super) async fn meet(session: &Session) -> anyhow::Result<(SendStream, RecvStream)> {
+/// The stream that the two sides' standard inputs and outputs meet on: opened by the QUIC client, whichever side dialled. Until it is there,
+/// the gate answers requests; without one all are refused.
+pub(super) async fn meet(session: &Session, gate: Option<&Gate>) -> anyhow::Result<(SendStream, RecvStream)> {
     if session.side() == Side::Client {
         let (mut send, receive) = session.open_bi().await?;
         send.write_all(&[PIPE]).await?;
-        Ok((send, receive))
-    } else {
-        accept(session).await
+        return Ok((send, receive));
+    }
+    let hub = Hub::new(session.clone());
+    loop {
+        match hub.accept().await?.read().await? {
+            Incoming::Pipe(send, receive) => return Ok((send, receive)),
+            Incoming::Request(request, exchange) => match gate {
+                Some(gate) => gate.answer(request, exchange).await,
+                None => exchange.refuse().await,
+            },
+            _ => {}
+        }
     }
 }
 
-/// The next stream that the other side opens.
-pub(super) async fn accept(session: &Session) -> anyhow::Result<(SendStream, RecvStream)> {
-    let (send, mut receive) = session.accept_bi().await?;
-    let mut kind = [0];
-    receive.read_exact(&mut kind).await?;
-    anyhow::ensure!(
-        kind[0] == PIPE,
-        "the other side wants something that this version does not know ({})",
-        kind[0]
-    );
-    Ok((send, receive))
+/// Tells the other side that there is nothing to join its pipe to.
+pub(super) fn refuse(mut send: SendStream, mut receive: RecvStream) {
+    let _ = send.reset(REFUSED.into());
+    let _ = receive.stop(REFUSED.into());
+}
+
+/// Whether a pipe broke because the other side takes none.
+pub(super) fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ReadError::Reset(code)) if *code == REFUSED.into())
 }
 
 /// Sends all of `input`, ends the stream, and waits until the other side has all of it.

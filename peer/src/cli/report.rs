@@ -1,18 +1,30 @@
 //! What happens, in words or as JSON, on standard error: standard output is for data.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peer::forward::Notice;
+use peer::service::RequestError;
 use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Session};
 use serde_json::{Value, json};
+
+use super::connect::follow;
+use super::home::peers::Alias;
+use super::home::{Home, last};
 
 /// Where events go.
 #[derive(Debug, Clone)]
 pub(super) struct Report {
     json: bool,
+    /// Words are for those who ask for them.
+    quiet: bool,
     start: Instant,
+    /// Where the last paths are kept.
+    last: Option<Arc<PathBuf>>,
 }
 
-fn ms(duration: Duration) -> f64 {
+pub(super) fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
@@ -41,7 +53,26 @@ fn pair_json(pair: &PairReport) -> Value {
 
 impl Report {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, start: Instant::now() }
+        Self { json, quiet: false, start: Instant::now(), last: None }
+    }
+
+    /// The same, keeping the last paths there.
+    pub(super) fn noting(self, home: Option<&Home>) -> Self {
+        Self { last: home.map(|home| Arc::new(home.last.clone())), ..self }
+    }
+
+    /// The same, saying nothing in words but errors.
+    pub(super) fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
+    }
+
+    /// Something that needs no more than its name and its words.
+    pub(super) fn say(&self, event: &str, fields: Value, words: &str) {
+        self.emit(event, fields, words);
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
     }
 
     fn emit(&self, event: &str, mut fields: Value, words: &str) {
@@ -49,7 +80,7 @@ impl Report {
             fields["event"] = event.into();
             fields["ms"] = ms(self.start.elapsed()).into();
             eprintln!("{fields}");
-        } else {
+        } else if !self.quiet || event == "error" {
             eprintln!("peer: {words}");
         }
     }
@@ -79,10 +110,94 @@ impl Report {
         }
     }
 
+    pub(super) fn receiving(&self, id: PeerId, servers: &[peer::RendezvousAddress]) {
+        let servers: Vec<_> = servers.iter().map(|server| format!("--server {}", server.quoted())).collect();
+        let words = format!("send to me with: peer send {} FILE... {id}", servers.join(" "));
+        self.emit("receiving", json!({ "id": id.to_string() }), &words);
+    }
+
     /// A session stands; on which path is told by [`path`](Self::path).
     pub(super) fn connected(&self, session: &Session) {
         let peer = session.peer();
         self.emit("connected", json!({ "peer": peer.to_string() }), &format!("session with {peer}"));
+    }
+
+    /// A listener that is to give what the configuration says, which says nothing.
+    pub(super) fn nothing_served(&self) {
+        let words =
+            "the configuration names nothing to serve; add [[serve]] to it, as `peer listen --help` shows";
+        self.emit("nothing_served", json!({}), words);
+    }
+
+    /// The configuration serves somebody who is not known.
+    pub(super) fn nobody_of_that_name(&self, alias: &Alias) {
+        let words = format!(
+            "the configuration serves {alias}, but no peer has that alias yet; `peer list` shows those that have one"
+        );
+        self.emit("unknown_alias", json!({ "alias": alias.to_string() }), &words);
+    }
+
+    /// Something about forwarding.
+    pub(super) fn forwarding(&self, notice: &Notice) {
+        match notice {
+            Notice::Listening { at, to, remote } => {
+                let fields = json!({
+                    "at": at.to_string(), "to": to.as_ref().map(ToString::to_string), "remote": remote,
+                });
+                let to = to.as_ref().map_or_else(|| "SOCKS5".to_owned(), ToString::to_string);
+                let place = if *remote { "the other side listens at" } else { "listening at" };
+                self.emit("forwarding", fields, &format!("{place} {at} for {to}"));
+            }
+            Notice::Connected(session) => {
+                self.connected(session);
+                tokio::spawn(follow(session.clone(), self.clone()));
+            }
+            Notice::Lost { peer } => {
+                let words = format!("the session with {peer} has ended; opening another");
+                self.emit("lost", json!({ "peer": peer.to_string() }), &words);
+            }
+            Notice::Retry { error, after } => {
+                let fields = json!({ "message": error.to_string(), "after_ms": ms(*after) });
+                self.emit("retry", fields, &format!("{error}; trying again in {:.1} s", after.as_secs_f64()));
+            }
+            Notice::NotForwarded { to, error } => {
+                let fields = json!({ "to": to, "reason": reason(error), "message": error.to_string() });
+                self.emit("not_forwarded", fields, &format!("{to}: {error}"));
+            }
+            Notice::Served { peer, what } => {
+                let fields = json!({ "peer": peer.to_string(), "what": what });
+                if self.json {
+                    self.emit("served", fields, "");
+                } else {
+                    tracing::info!(%peer, what, "served");
+                }
+            }
+            Notice::Denied { peer, what } => {
+                let fields = json!({ "peer": peer.to_string(), "what": what });
+                self.emit("denied", fields, &format!("refused to {peer}: {what}"));
+            }
+            Notice::Failed { peer, what, cause } => {
+                let fields = json!({ "peer": peer.to_string(), "what": what, "reason": cause.name() });
+                self.emit("not_served", fields, &format!("{what}, for {peer}: {cause}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// A peer has shown the secret of an invitation.
+    pub(super) fn redeemed(&self, peer: PeerId, taken: bool) {
+        let (event, words) = if taken {
+            ("redeemed", format!("{peer} has used an invitation and is trusted from now on"))
+        } else {
+            ("not_redeemed", format!("refused to {peer}: an invitation that is spent, expired or unknown"))
+        };
+        self.emit(event, json!({ "peer": peer.to_string() }), &words);
+    }
+
+    /// The other side has taken our invitation.
+    pub(super) fn invited(&self, peer: PeerId) {
+        let words = format!("{peer} has taken the invitation and trusts this machine");
+        self.emit("invited", json!({ "peer": peer.to_string() }), &words);
     }
 
     pub(super) fn path(&self, session: &Session, path: &Path) {
@@ -90,6 +205,11 @@ impl Report {
         fields["peer"] = session.peer().to_string().into();
         fields["since_dial_ms"] = ms(session.started().elapsed()).into();
         fields["timeline"] = timeline(session);
+        if let Some(last) = self.last.clone() {
+            let (peer, path) = (session.peer(), *path);
+            // On a thread where waiting for a disk holds nothing up. What is lost is a line of `peer list`.
+            tokio::task::spawn_blocking(move || last::note(&last, peer, &path));
+        }
         let since = ms(session.started().elapsed());
         self.emit("path", fields, &format!("{path} (after {since:.0} ms)"));
     }
@@ -148,6 +268,14 @@ impl Report {
 
     pub(super) fn failed(&self, error: &anyhow::Error) {
         self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
+    }
+}
+
+fn reason(error: &RequestError) -> &'static str {
+    match error {
+        RequestError::Refused => "refused",
+        RequestError::Failed(cause) => cause.name(),
+        _ => "session",
     }
 }
 

@@ -117,6 +117,8 @@ pub(crate) enum Event {
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
     /// The network has changed, or the machine has slept.
     NetworkChanged(network::Change),
+    /// Others may be introduced to us from now on.
+    Policy(IntroductionPolicy),
     /// Close everything.
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -309,6 +311,10 @@ impl Driver {
                 let _ = reply.send(explanation);
             }
             Event::NetworkChanged(change) => self.network_changed(change, now),
+            Event::Policy(policy) => {
+                self.policy = policy;
+                self.refresh_policy();
+            }
             Event::Shutdown { reply } => self.begin_shutdown(reply, now),
         }
     }

@@ -322,9 +322,6 @@ impl Driver {
 
     /// Tells the servers when others may be introduced to us than before.
     pub(super) fn refresh_policy(&mut self) {
-        if self.policy == IntroductionPolicy::Anyone {
-            return;
-        }
         let policy = self.open_policy();
         let outdated = |server: &Server| server.uploaded.as_ref().is_some_and(|told| told.policy != policy);
         if self.servers.iter().any(outdated) {

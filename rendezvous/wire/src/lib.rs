@@ -25,11 +25,13 @@ pub mod message;
 pub mod relay;
 pub mod stream;
 pub mod stun;
+pub mod ticket;
 pub mod tls;
 
 pub use address::RendezvousAddress;
 pub use candidate::{Candidate, CandidateKind};
 pub use identity::{KeyPair, PeerId};
+pub use ticket::{InviteSecret, Ticket};
 
 /// ALPN of the signalling connection between a peer and a rendezvous server.
 pub const SIGNALLING_ALPN: &[u8] = b"rendezvous/1";

@@ -7,19 +7,16 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use end_to_end::bulk::{Cost, Place, session, transfer};
 use end_to_end::figures::Figures;
-use end_to_end::process::PATIENCE;
-use end_to_end::world::{SITE_DELAY, World};
-use futures_util::StreamExt as _;
-use netsim::{Host, RouterKind, SiteConfig};
-use peer::Endpoint;
+use end_to_end::world::SITE_DELAY;
+use netsim::RouterKind;
 use quinn::{Connection, TransportConfig, VarInt};
 use rendezvous_wire::{KeyPair, tls};
-use tokio::runtime::Runtime;
 
 /// Session against plain quinn, interleaved.
 #[derive(Debug, Parser)]
@@ -40,45 +37,6 @@ struct Arguments {
 
 const ALPN: &[u8] = b"plain";
 const WINDOW: u32 = 32 << 20;
-
-/// Two hosts of a lab, each with a runtime of one thread in it.
-struct Place {
-    world: World,
-    hosts: [Host; 2],
-    runtimes: [Runtime; 2],
-}
-
-impl Place {
-    fn new(kind: RouterKind, delay: Duration) -> anyhow::Result<Self> {
-        let mut world = World::new(1)?;
-        let mut config = SiteConfig::new(kind);
-        if !delay.is_zero() {
-            config = config.delay(delay);
-        }
-        let a = world.lab.add_site("a", config.clone())?.host(0);
-        let b = world.lab.add_site("b", config)?.host(0);
-        let runtimes = [runtime(&a)?, runtime(&b)?];
-        Ok(Self { world, hosts: [a, b], runtimes })
-    }
-
-    fn on<T: Send + 'static>(
-        &self,
-        side: usize,
-        future: impl Future<Output = anyhow::Result<T>> + Send + 'static,
-    ) -> anyhow::Result<T> {
-        let task = self.runtimes[side].spawn(future);
-        self.runtimes[side].block_on(async { tokio::time::timeout(PATIENCE, task).await })??
-    }
-}
-
-fn runtime(host: &Host) -> anyhow::Result<Runtime> {
-    let host = host.clone();
-    Ok(tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .on_thread_start(move || host.enter().expect("a thread may enter its lab's namespace"))
-        .enable_all()
-        .build()?)
-}
 
 /// A UDP socket with the buffers that our endpoint asks for: a comparison of sockets' drops would be none of quinn.
 fn socket() -> std::io::Result<std::net::UdpSocket> {
@@ -127,83 +85,6 @@ fn plain(place: &Place) -> anyhow::Result<(Connection, Connection, Vec<quinn::En
     })?;
     let accepted = place.runtimes[1].block_on(accept)??;
     Ok((dialled, accepted, vec![dialling, listening]))
-}
-
-/// A session of ours that is on its direct path, or on the relay where no direct path is possible.
-fn session(place: &Place, direct: bool) -> anyhow::Result<(peer::Session, peer::Session, Vec<Endpoint>)> {
-    let server = place.world.address.clone();
-    let open = move |server: String| async move {
-        let endpoint = Endpoint::builder().server(server.parse()?).bind().await?;
-        endpoint.online().await?;
-        anyhow::Ok(endpoint)
-    };
-    let dialling = place.on(0, open(server.clone()))?;
-    let listening = place.on(1, open(server))?;
-    let (target, accepting) = (listening.id(), listening.clone());
-    let accept = place.runtimes[1].spawn(async move { accepting.accept().await.context("open") });
-    let dial = dialling.clone();
-    let dialled = place.on(0, async move {
-        let session = dial.connect(target).await?;
-        if !direct {
-            return Ok(session);
-        }
-        let mut changes = session.path_changes();
-        while let Some(path) = changes.next().await {
-            if path.is_direct() {
-                return Ok(session);
-            }
-        }
-        anyhow::bail!("never direct")
-    })?;
-    let accepted = place.runtimes[1].block_on(accept)??;
-    Ok((dialled, accepted, vec![dialling, listening]))
-}
-
-/// What a transfer took.
-struct Cost {
-    seconds: f64,
-    cpu: f64,
-}
-
-/// User and system time of this process so far, in seconds. The programs in between (the lab's routers) are the kernel's, and the server
-/// is a process of its own.
-fn cpu() -> anyhow::Result<f64> {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
-    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
-}
-
-/// Sends `bytes` on one stream from the dialler to the listener and waits until all of it has arrived.
-fn transfer(place: &Place, from: &Connection, to: &Connection, bytes: u64) -> anyhow::Result<Cost> {
-    let (from, to) = (from.clone(), to.clone());
-    let (start, cpu_start) = (Instant::now(), cpu()?);
-    let receive = place.runtimes[1].spawn(async move {
-        let mut stream = to.accept_uni().await?;
-        let mut total = 0;
-        while let Some(chunk) = stream.read_chunk(1 << 20, true).await? {
-            total += chunk.bytes.len() as u64;
-        }
-        anyhow::Ok((total, Instant::now()))
-    });
-    let send = place.runtimes[0].spawn(async move {
-        let mut stream = from.open_uni().await?;
-        let block = bytes::Bytes::from(vec![0x5a; 1 << 20]);
-        let mut left = bytes;
-        while left > 0 {
-            let count = left.min(1 << 20);
-            stream.write_chunk(block.slice(..count as usize)).await?;
-            left -= count;
-        }
-        stream.finish()?;
-        let _ = stream.stopped().await;
-        anyhow::Ok(())
-    });
-    let limit = Duration::from_secs(120);
-    let (received, end) =
-        place.runtimes[1].block_on(async { tokio::time::timeout(limit, receive).await })???;
-    place.runtimes[0].block_on(async { tokio::time::timeout(limit, send).await })???;
-    ensure!(received == bytes, "{received} of {bytes} bytes");
-    Ok(Cost { seconds: (end - start).as_secs_f64(), cpu: cpu()? - cpu_start })
 }
 
 #[derive(Default)]

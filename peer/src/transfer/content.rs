@@ -1,0 +1,140 @@
+//! A file's content by groups, holes left out.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::tree::{GROUP, GroupHasher, GroupValue, Tree, group_length, groups};
+
+/// Reads groups in ascending order.
+pub(crate) struct Groups<'f> {
+    file: &'f File,
+    size: u64,
+    /// Whether it has holes, as far as can be told.
+    sparse: bool,
+    /// The data at or after what was read last.
+    extent: Range<u64>,
+}
+
+/// What a loaded group is made of: ranges of data from its beginning on, with holes in between.
+pub(crate) type Data = Vec<Range<usize>>;
+
+impl<'f> Groups<'f> {
+    /// For the first `size` bytes.
+    pub(crate) fn new(file: &'f File, size: u64) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let sparse = metadata.blocks().saturating_mul(512) < metadata.len();
+        let extent = if sparse { 0..0 } else { 0..u64::MAX };
+        Ok(Self { file, size, sparse, extent })
+    }
+
+    /// The first data that ends after `offset`.
+    fn find_data(&mut self, offset: u64) -> io::Result<()> {
+        if !self.sparse || offset < self.extent.end {
+            return Ok(());
+        }
+        let data = match rustix::fs::seek(self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // Nothing but a hole from here on.
+            Err(Errno::NXIO) => {
+                self.extent = u64::MAX..u64::MAX;
+                return Ok(());
+            }
+            // A file system that does not tell: everything counts as data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                self.extent = 0..u64::MAX;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.extent = data..rustix::fs::seek(self.file, SeekFrom::Hole(data))?;
+        Ok(())
+    }
+
+    /// Where a group has data.
+    pub(crate) fn data(&mut self, group: u64) -> io::Result<Data> {
+        let start = group * GROUP;
+        let end = start + group_length(self.size, group);
+        let mut data = Data::new();
+        let mut offset = start;
+        while offset < end {
+            self.find_data(offset)?;
+            let from = self.extent.start.max(offset).min(end);
+            let to = self.extent.end.min(end);
+            if from < to {
+                data.push((from - start) as usize..(to - start) as usize);
+            }
+            offset = to.max(from).max(offset + 1);
+        }
+        Ok(data)
+    }
+
+    /// Reads a group's data into the beginning of `buffer`, and tells where it is. Holes are left as they are. `None`: the file is shorter
+    /// than it was.
+    pub(crate) fn load(&mut self, group: u64, buffer: &mut [u8]) -> io::Result<Option<Data>> {
+        let data = self.data(group)?;
+        for range in &data {
+            match self.file.read_exact_at(&mut buffer[range.clone()], group * GROUP + range.start as u64) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                read => read?,
+            }
+        }
+        Ok(Some(data))
+    }
+}
+
+/// The value of a group of a file of `size` bytes whose data is at these places of `buffer`.
+pub(crate) fn group_value(size: u64, group: u64, buffer: &[u8], data: &[Range<usize>]) -> GroupValue {
+    let mut hasher = GroupHasher::new(size, group);
+    let mut at = 0;
+    for range in data {
+        hasher.update_zeros((range.start - at) as u64);
+        hasher.update(&buffer[range.clone()]);
+        at = range.end;
+    }
+    hasher.update_zeros(group_length(size, group) - at as u64);
+    hasher.finish()
+}
+
+/// The hash of a whole file; `None` when it is shorter than `size` bytes.
+pub(crate) fn file_hash(file: &File, size: u64, buffer: &mut [u8]) -> io::Result<Option<[u8; 32]>> {
+    let mut reader = Groups::new(file, size)?;
+    let mut tree = Tree::default();
+    for group in 0..groups(size) {
+        let Some(data) = reader.load(group, buffer)? else { return Ok(None) };
+        tree.push(group_value(size, group, buffer, &data));
+    }
+    Ok(tree.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_found_and_hash_as_zeros() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 5 * GROUP + 70_000;
+        file.set_len(size).unwrap();
+        let places = [(0, 10_u64), (GROUP + 300_000, 4096), (GROUP * 3 - 5000, 10_000), (size - 3, 3)];
+        let mut content = vec![0; size as usize];
+        for (at, count) in places {
+            content[at as usize..(at + count) as usize].fill(7);
+            file.write_all_at(&content[at as usize..(at + count) as usize], at).unwrap();
+        }
+        let mut buffer = vec![0xee; GROUP as usize];
+        let hash = file_hash(&file, size, &mut buffer).unwrap();
+        assert_eq!(hash, Some(*blake3::hash(&content).as_bytes()));
+        let mut reader = Groups::new(&file, size).unwrap();
+        let with_data: Vec<u64> = (0..6).filter(|group| !reader.data(*group).unwrap().is_empty()).collect();
+        assert_eq!(with_data, [0, 1, 2, 3, 5]);
+        // Shorter than it is said to be.
+        let dense = tempfile::tempfile().unwrap();
+        dense.write_all_at(&[1; 100], 0).unwrap();
+        assert_eq!(file_hash(&dense, 101, &mut buffer).unwrap(), None);
+    }
+}

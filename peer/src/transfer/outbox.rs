@@ -1,0 +1,193 @@
+//! Frames in large blocks that are used again once nobody holds them any more.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::message::{FromSender, HEADER, MAX_MESSAGE, content_header, encode};
+use super::tree::GROUP;
+
+/// Room for a group with its header and for a message.
+const BLOCK: usize = GROUP as usize + HEADER + MAX_MESSAGE + HEADER;
+
+/// A block with more than this in it leaves.
+const ENOUGH: usize = 256 << 10;
+
+/// A message about a hole or about groups left out is shorter.
+const MAX_PENDING: usize = 32;
+
+/// Blocks that are remembered; quinn holds a send window of them.
+const POOL: usize = 80;
+
+/// Nobody takes what leaves.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+/// Collects frames.
+pub(crate) struct Outbox {
+    blocks: mpsc::Sender<Bytes>,
+    block: BytesMut,
+    used: usize,
+    /// Where the room begins that was given last.
+    room: usize,
+    /// Blocks that are on their way, oldest first.
+    away: VecDeque<Bytes>,
+    /// A hole, or groups left out, that may yet grow.
+    hole: u64,
+    skipped: u64,
+    encoded: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Outbox {
+    pub(crate) fn new(blocks: mpsc::Sender<Bytes>) -> Self {
+        Self {
+            blocks,
+            block: BytesMut::zeroed(BLOCK),
+            used: 0,
+            room: 0,
+            away: VecDeque::new(),
+            hole: 0,
+            skipped: 0,
+            encoded: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// A buffer of one group for any use.
+    pub(crate) fn scratch(&mut self) -> &mut [u8] {
+        self.scratch.resize(GROUP as usize, 0);
+        &mut self.scratch
+    }
+
+    /// Where the next `length` bytes, at most a group, may be read to, for [`content_in_place`](Self::content_in_place).
+    pub(crate) fn room(&mut self, length: usize) -> Result<&mut [u8], Gone> {
+        // What is still to be said comes first.
+        let pending = if self.hole > 0 || self.skipped > 0 { MAX_PENDING } else { 0 };
+        if self.used + pending + HEADER + length > BLOCK {
+            self.send_block()?;
+        }
+        self.room = self.used + pending + HEADER;
+        Ok(&mut self.block[self.room..self.room + length])
+    }
+
+    /// The first `length` bytes of the room leave.
+    pub(crate) fn content_in_place(&mut self, length: usize) -> Result<(), Gone> {
+        let start = self.room;
+        self.say_pending()?;
+        let to = self.used + HEADER;
+        if to != start {
+            self.block.copy_within(start..start + length, to);
+        }
+        self.block[self.used..to].copy_from_slice(&content_header(length));
+        self.used = to + length;
+        self.leave()
+    }
+
+    /// Content of the room with holes in between leaves; `length` with the holes.
+    pub(crate) fn content_with_holes(&mut self, length: usize, data: &[Range<usize>]) -> Result<(), Gone> {
+        let start = self.room;
+        let group = self.block[start..start + length].to_vec();
+        let mut at = 0;
+        for range in data {
+            self.hole((range.start - at) as u64)?;
+            self.say_pending()?;
+            let to = self.make_room(HEADER + range.len())? + HEADER;
+            self.block[self.used..to].copy_from_slice(&content_header(range.len()));
+            self.block[to..to + range.len()].copy_from_slice(&group[range.clone()]);
+            self.used = to + range.len();
+            at = range.end;
+        }
+        self.hole((length - at) as u64)?;
+        self.leave()
+    }
+
+    pub(crate) fn hole(&mut self, length: u64) -> Result<(), Gone> {
+        if self.skipped > 0 {
+            self.say_pending()?;
+        }
+        self.hole += length;
+        Ok(())
+    }
+
+    /// One more group that is known.
+    pub(crate) fn skip(&mut self) -> Result<(), Gone> {
+        if self.hole > 0 {
+            self.say_pending()?;
+        }
+        self.skipped += 1;
+        Ok(())
+    }
+
+    pub(crate) fn message(&mut self, message: &FromSender) -> Result<(), Gone> {
+        self.say_pending()?;
+        self.append(message)?;
+        self.leave()
+    }
+
+    fn say_pending(&mut self) -> Result<(), Gone> {
+        let (length, groups) = (std::mem::take(&mut self.hole), std::mem::take(&mut self.skipped));
+        if length > 0 {
+            self.append(&FromSender::Hole { length })?;
+        }
+        if groups > 0 {
+            self.append(&FromSender::Skip { groups })?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, message: &impl Serialize) -> Result<(), Gone> {
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.clear();
+        encode(message, &mut encoded);
+        let at = self.make_room(encoded.len())?;
+        self.block[at..at + encoded.len()].copy_from_slice(&encoded);
+        self.used = at + encoded.len();
+        self.encoded = encoded;
+        Ok(())
+    }
+
+    fn make_room(&mut self, length: usize) -> Result<usize, Gone> {
+        if self.used + length > BLOCK {
+            self.send_block()?;
+        }
+        Ok(self.used)
+    }
+
+    fn leave(&mut self) -> Result<(), Gone> {
+        if self.used >= ENOUGH { self.send_block() } else { Ok(()) }
+    }
+
+    /// Everything leaves.
+    pub(crate) fn flush(&mut self) -> Result<(), Gone> {
+        self.say_pending()?;
+        self.send_block()
+    }
+
+    fn send_block(&mut self) -> Result<(), Gone> {
+        if self.used == 0 {
+            return Ok(());
+        }
+        let full = std::mem::take(&mut self.block).freeze();
+        let leaving = full.slice(..self.used);
+        self.used = 0;
+        self.away.push_back(full);
+        self.block = self.next_block();
+        self.blocks.blocking_send(leaving).map_err(|_| Gone)
+    }
+
+    fn next_block(&mut self) -> BytesMut {
+        if let Some(oldest) = self.away.pop_front() {
+            match oldest.try_into_mut() {
+                Ok(free) if free.len() == BLOCK => return free,
+                Ok(_) => {}
+                Err(held) if self.away.len() < POOL => self.away.push_front(held),
+                Err(_) => {}
+            }
+        }
+        BytesMut::zeroed(BLOCK)
+    }
+}
