@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::panic::catch_unwind;
@@ -147,7 +147,14 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 fn connects(from: &Host, to: &Host, address: IpAddr) -> bool {
     let address = (address, 443).into();
-    let _listener = to.run(|| TcpListener::bind(address)).expect("the host has this address");
+    // A program that another test is just starting has for a moment what was open here: the listener before, perhaps.
+    let deadline = Instant::now() + PATIENCE;
+    let _listener = loop {
+        match to.run(|| TcpListener::bind(address)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {}
+            bound => break bound.expect("the host has this address"),
+        }
+    };
     from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).is_ok()
 }
 
