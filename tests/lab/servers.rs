@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use end_to_end::herd;
-use end_to_end::servers::{Case, Loss, Pair, cases, run};
+use end_to_end::servers::{Case, Loss, cases, run};
 use libtest_mimic::Trial;
 
 use crate::trial;
@@ -25,7 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn outlived(case: Case) -> anyhow::Result<()> {
     let run = run(1, case)?;
     if case.most_gap().is_some() {
-        ensure!(run.gap <= if case.pair == Pair::Direct { MOST / 5.0 } else { MOST }, "{run:?}");
+        ensure!(run.gap <= MOST, "{run:?}");
     }
     ensure!(run.back <= MOST && run.fallen_back <= MOST, "{run:?}");
     Ok(())
