@@ -98,6 +98,22 @@ pub fn session(place: &Place, direct: bool) -> anyhow::Result<(peer::Session, pe
     Ok((dialled, accepted, vec![dialling, listening]))
 }
 
+/// Ends a session of ours, and the endpoints with it.
+///
+/// # Errors
+///
+/// When an endpoint does not close.
+pub fn close(place: &Place, dialled: &Connection, endpoints: Vec<Endpoint>) -> anyhow::Result<()> {
+    dialled.close(0u8.into(), b"");
+    for (side, endpoint) in endpoints.into_iter().enumerate() {
+        place.on(side, async move {
+            endpoint.close().await;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// What a transfer took.
 pub struct Cost {
     /// From the first byte's writing to the last one's reading.

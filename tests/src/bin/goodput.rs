@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use end_to_end::bulk::{Cost, Place, session, transfer};
+use end_to_end::bulk::{Cost, Place, close, session, transfer};
 use end_to_end::figures::Figures;
 use end_to_end::world::SITE_DELAY;
 use netsim::RouterKind;
@@ -109,13 +109,7 @@ fn compare(name: &str, delay: Duration, runs: usize, bytes: u64) -> anyhow::Resu
         let measure_session = || -> anyhow::Result<Cost> {
             let (dialled, accepted, endpoints) = session(&place, true)?;
             let cost = transfer(&place, &dialled, &accepted, bytes)?;
-            dialled.close(0u8.into(), b"");
-            for (side, endpoint) in endpoints.into_iter().enumerate() {
-                place.on(side, async move {
-                    endpoint.close().await;
-                    Ok(())
-                })?;
-            }
+            close(&place, &dialled, endpoints)?;
             Ok(cost)
         };
         let measure_plain = || -> anyhow::Result<Cost> {
@@ -168,13 +162,7 @@ fn compare_relayed(runs: usize, bytes: u64) -> anyhow::Result<f64> {
                 "the transfer ended on another path"
             );
             figures[which].push(bytes as f64 * 8e-6 / seconds[which]);
-            dialled.close(0u8.into(), b"");
-            for (side, endpoint) in endpoints.into_iter().enumerate() {
-                place.on(side, async move {
-                    endpoint.close().await;
-                    Ok(())
-                })?;
-            }
+            close(place, &dialled, endpoints)?;
         }
         ratio.push(seconds[0] / seconds[1]);
     }

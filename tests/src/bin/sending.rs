@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use end_to_end::bulk::{Cost, Place, cpu, session, transfer};
+use end_to_end::bulk::{Cost, Place, close, cpu, session, transfer};
 use end_to_end::data::produce;
 use end_to_end::figures::Figures;
 use end_to_end::process::{PATIENCE, Program, binary};
@@ -102,13 +102,7 @@ fn large(arguments: &Arguments) -> anyhow::Result<f64> {
             } else {
                 transfer(&place, &dialled, &accepted, bytes)?
             };
-            dialled.close(0u8.into(), b"");
-            for (side, endpoint) in endpoints.into_iter().enumerate() {
-                place.on(side, async move {
-                    endpoint.close().await;
-                    Ok(())
-                })?;
-            }
+            close(&place, &dialled, endpoints)?;
             Ok(cost)
         };
         // Each goes first in half of the runs.
