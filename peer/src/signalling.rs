@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use rand::Rng as _;
 use rendezvous_wire::message::{Notice, Request};
 use rendezvous_wire::{KeyPair, RendezvousAddress};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::error::Elapsed;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::backoff;
 use crate::driver::Event;
@@ -24,8 +25,12 @@ use crate::socket::PathSocket;
 use crate::tunnel::dial::{self, Dialled, StreamError};
 use crate::tunnel::{self, proxy::ProxyError};
 
-/// How long one server address may take to finish a handshake.
+/// How long one server address may take to answer.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a handshake may take to end that the server has answered. A server that everybody comes back to is slow, and a handshake that is given up
+/// has to be made once more: at five seconds each, a herd would keep it slow.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// First and longest pause before a server that has refused us is asked again; doubled each time.
 const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -189,9 +194,15 @@ impl Signalling {
     /// From a first connection to the loss of the last.
     async fn session(&mut self) -> Result<Ended, ServerError> {
         let shell = self.shell();
-        let connected = tokio::select! {
-            connected = shell.race(self.on_stream) => connected?,
-            () = self.void.notified() => return Ok(Ended::Stale),
+        let connected = {
+            let race = shell.race(self.on_stream);
+            tokio::pin!(race);
+            loop {
+                tokio::select! {
+                    connected = &mut race => break connected?,
+                    () = self.void.notified() => if !shell.is_answered() { return Ok(Ended::Stale) },
+                }
+            }
         };
         // What was void is no more.
         let _ = self.void.notified().now_or_never();
@@ -215,7 +226,9 @@ impl Signalling {
                     continue;
                 }
                 () = self.void.notified() => {
-                    attempt = Some(shell.anew(link.is_stream()));
+                    if attempt.is_none() || !shell.is_answered() {
+                        attempt = Some(shell.anew(link.is_stream()));
+                    }
                     continue;
                 }
                 notice = link.receive() => {
@@ -281,6 +294,7 @@ impl Signalling {
             socket: self.socket.clone(),
             events: self.events.clone(),
             alive: self.alive.clone(),
+            answered: Arc::default(),
         }
     }
 }
@@ -313,9 +327,16 @@ struct Shell {
     socket: Arc<PathSocket>,
     events: mpsc::Sender<Event>,
     alive: watch::Receiver<()>,
+    /// The server has answered the handshake that is under way.
+    answered: Arc<AtomicBool>,
 }
 
 impl Shell {
+    /// Whether a handshake is under way that is not to be given up for another.
+    fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// UDP, and with a head start of that over it TCP: whichever stands first. It keeps the other from being tried any longer. Where only TCP has
     /// led to the server before there is no head start, and TCP is tried again and again meanwhile.
     async fn race(&self, on_stream: bool) -> Result<Connected, ServerError> {
@@ -387,7 +408,13 @@ impl Shell {
             loop {
                 match self.race(on_stream).await {
                     Ok(connected) => return Some(connected),
-                    Err(error) => tracing::debug!(server = %self.address.host, %error, "not anew"),
+                    Err(error) => {
+                        tracing::debug!(server = %self.address.host, %error, "not anew");
+                        let failed = Event::AttemptFailed { server: self.index, error };
+                        if self.events.send(failed).await.is_err() {
+                            return None;
+                        }
+                    }
                 }
                 let pause = backoff::pause(Some(began.elapsed()), &mut rand::rng());
                 tokio::time::sleep(pause).await;
@@ -465,6 +492,7 @@ impl Shell {
     async fn connect_quic(&self) -> Result<Connected, ServerError> {
         let host = self.address.host.clone();
         let addresses = resolve(&self.address).await?;
+        self.answered.store(false, Ordering::Relaxed);
         let mut attempts = tokio::task::JoinSet::new();
         for &address in &addresses {
             let (reply, remote) = oneshot::channel();
@@ -473,12 +501,12 @@ impl Shell {
             }
             let Ok(Some(synthetic)) = remote.await else { continue };
             let config = quic_config(&self.identity, &self.address);
-            let quinn = self.quinn.clone();
+            let (quinn, answered) = (self.quinn.clone(), self.answered.clone());
             let order = attempts.len();
             attempts.spawn(async move {
                 tokio::time::sleep(ATTEMPT_DELAY * order as u32).await;
                 let connecting = quinn.connect_with(config?, synthetic, "rendezvous").ok()?;
-                Some((tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await, address))
+                Some((shake_hands(connecting, &answered).await, address))
             });
         }
         let mut failure = ServerError::Unreachable { host: host.clone(), port: self.address.port };
@@ -506,6 +534,20 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
     if flag.wait_for(|flag| *flag).await.is_err() {
         std::future::pending::<()>().await;
     }
+}
+
+/// A silent address is given up sooner than a slow one.
+async fn shake_hands(
+    mut connecting: quinn::Connecting,
+    answered: &AtomicBool,
+) -> Result<Result<Connection, ConnectionError>, Elapsed> {
+    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, connecting.handshake_data()).await? {
+        return Ok(Err(error));
+    }
+    answered.store(true, Ordering::Relaxed);
+    let ended = timeout(BUSY_TIMEOUT, connecting).await;
+    answered.store(false, Ordering::Relaxed);
+    ended
 }
 
 /// Never ready without an attempt that has succeeded; none is left when it has ended.

@@ -27,11 +27,12 @@ use crate::owner::{Event, Line, Mailbox, Outbox, Seat, mailbox};
 /// A peer keeps its connection alive every 15 s or so; three may be lost.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// From the first packet to a proven key.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the first packet to a proven key. No shorter than a peer's patience with a server that has answered: when all come back at once, a handshake that
+/// is given up would have to be made once more.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From a proven key to the registration.
-pub(crate) const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+/// From a proven key to the registration. As long, for the same reason.
+pub(crate) const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a peer may have under way to us: an introduction with a whole first flight, twice.
 const RECEIVE_WINDOW: u32 = 16 * 1024;

@@ -39,6 +39,8 @@ pub struct Run {
     pub failures: usize,
     /// CPU time of the server until then.
     pub cpu: f64,
+    /// CPU time of all the members from then on until the last had registered.
+    pub cpu_of_members: f64,
 }
 
 /// One herd in a lab of its own, behind a carrier's one address.
@@ -68,6 +70,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<Run> {
     std::thread::sleep(settings.away);
     world.start_server_again()?;
     let listening = now();
+    let before = cpu_times(&processes)?;
     let deadline = Instant::now() + PATIENCE;
     let registered = loop {
         let registered = back(&mut processes, killed)?;
@@ -78,13 +81,18 @@ pub fn run(settings: &Settings) -> anyhow::Result<Run> {
         std::thread::sleep(Duration::from_millis(50));
     };
     let cpu = world.server.cpu_time()?;
+    let cpu_of_members = cpu_times(&processes)?.saturating_sub(before);
     let mut times: Vec<f64> =
         registered.values().map(|at| at.saturating_sub(listening) as f64 / 1e3).collect();
     times.sort_by(f64::total_cmp);
     let failed = |event: &&Value| event["event"] == "failed" && event["at"].as_u64() > Some(listening);
     let mut failures = 0;
     for process in &mut processes {
-        failures += process.said().iter().filter(failed).count();
+        for event in process.said().iter().filter(failed) {
+            failures += 1;
+            let after = event["at"].as_u64().unwrap_or_default().saturating_sub(listening) / 1_000;
+            eprintln!("member {} after {after} ms: {}", event["member"], event["error"]);
+        }
     }
     drop(inputs);
     for process in &mut processes {
@@ -95,7 +103,12 @@ pub fn run(settings: &Settings) -> anyhow::Result<Run> {
         last: times.last().copied().unwrap_or_default(),
         failures,
         cpu: cpu.as_secs_f64() * 1e3,
+        cpu_of_members: cpu_of_members.as_secs_f64() * 1e3,
     })
+}
+
+fn cpu_times(processes: &[Program]) -> anyhow::Result<Duration> {
+    processes.iter().map(Program::cpu_time).sum()
 }
 
 /// When each has registered first after the server was killed.

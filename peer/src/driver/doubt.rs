@@ -17,7 +17,7 @@ impl RemoteState {
         self.sessions.iter().filter_map(WeakSession::connection).map(|connection| connection.rtt()).min()
     }
 
-    fn is_relayed(&self) -> bool {
+    pub(super) fn is_relayed(&self) -> bool {
         matches!(**self.remote.route(), Route::Relay(_) | Route::Relays { .. })
     }
 }
@@ -80,13 +80,14 @@ impl Driver {
 
     /// A server has answered, by its relay or by a registration.
     pub(super) fn server_answered(&mut self, index: usize, now: Instant) {
+        let urgent = self.is_awaited(index);
         let Some(server) = self.servers.get_mut(index) else { return };
         if server.answered(now) {
             tracing::info!(host = %server.address.host, "the rendezvous server answers again");
             self.changes.announce(&server.address, ServerState::Answers);
             if server.up().is_none() {
                 // Whatever was tried while it was away waits for nothing.
-                server.reconnect();
+                server.come_back(urgent, now);
             }
             self.mend_all(now);
         }

@@ -95,6 +95,8 @@ pub(crate) enum Event {
     ServerUp { server: usize, reached: Reached, registered: Registered },
     /// The signalling connection is gone or could not be made.
     ServerDown { server: usize, error: ServerError },
+    /// Another connection beside it, or in the place of one whose registration is void, could not be made.
+    AttemptFailed { server: usize, error: ServerError },
     /// Nothing has come back on the signalling connection.
     ServerSilent { server: usize },
     /// The server has answered on a stream.
@@ -282,6 +284,7 @@ impl Driver {
                 self.server_up(server, reached, registered, now);
             }
             Event::ServerDown { server, error } => self.server_down(server, error, now),
+            Event::AttemptFailed { server, error } => self.attempt_failed(server, error),
             Event::ServerSilent { server } => self.suspect_server(server, now),
             Event::StreamAnswered { server } => self.server_answered(server, now),
             Event::Notice { server, notice } => self.handle_notice(server, notice, now),

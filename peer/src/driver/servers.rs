@@ -14,6 +14,7 @@ use rendezvous_wire::stun::Received;
 use rendezvous_wire::{PeerId, RendezvousAddress};
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::backoff;
 use crate::doctor::BindingLifetime;
 use crate::doctor::drive::{drive, open};
 use crate::doctor::lifetime::LifetimeSearch;
@@ -26,6 +27,7 @@ use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route, Straight};
 
+use super::remote::RemoteState;
 use super::roaming::ANSWER;
 use super::vigil::{Step, Vigil};
 use super::way::{Streams, Way};
@@ -59,6 +61,8 @@ pub(super) struct Server {
     renews: bool,
     /// Since when, and until when, the relay is to answer.
     answer_by: Option<(Instant, Instant)>,
+    /// When to connect to it anew: it is there again, and so is everybody else.
+    return_at: Option<Instant>,
 }
 
 /// Whether a server can be used.
@@ -125,7 +129,13 @@ impl Server {
         let reflections = self.reflections.iter().filter_map(|(_, reflection)| reflection.poll_timeout());
         let measurement = self.up().and_then(|_| self.keep_alive.poll_timeout());
         let answer = self.answer_by.map(|(_, until)| until);
-        let others = self.streams.poll_timeout().into_iter().chain(answer).chain(self.vigil.poll_timeout());
+        let others = self
+            .streams
+            .poll_timeout()
+            .into_iter()
+            .chain(answer)
+            .chain(self.vigil.poll_timeout())
+            .chain(self.return_at);
         reflections.chain(measurement).chain(others).min()
     }
 
@@ -211,9 +221,16 @@ impl Server {
         doubted
     }
 
+    /// Connects to it anew, soon: it is there, and does not know us.
+    pub(super) fn come_back(&mut self, urgent: bool, now: Instant) {
+        let at = now + backoff::return_pause(urgent, &mut rand::rng());
+        self.return_at = Some(self.return_at.map_or(at, |planned| planned.min(at)));
+    }
+
     /// Makes the signalling connection anew.
     pub(super) fn reconnect(&mut self) {
         self.answer_by = None;
+        self.return_at = None;
         self.void.notify_one();
     }
 
@@ -278,6 +295,7 @@ impl Driver {
             sequence: 0,
             renews: false,
             answer_by: None,
+            return_at: None,
         });
     }
 
@@ -368,6 +386,7 @@ impl Driver {
             *other != id && in_use.contains(other) && !reflection.is_disowned()
         });
         server.vigil.handle_answer(now);
+        server.return_at = None;
         self.changes.announce(&server.address, ServerState::Registered);
         let lease = Duration::from_secs(registered.lease.into());
         match reached {
@@ -463,9 +482,14 @@ impl Driver {
     }
 
     pub(super) fn server_down(&mut self, index: usize, error: ServerError, now: Instant) {
+        let urgent = self.is_awaited(index);
         let Some(server) = self.servers.get_mut(index) else { return };
         let was_up = server.up().is_some();
+        server.vigil.set_urgent(urgent, now);
         let doubted = server.vigil.lose(now);
+        if was_up && urgent {
+            server.come_back(urgent, now);
+        }
         server.state = State::Down(error.clone());
         server.uploaded = None;
         let usable = self.servers.iter().any(|server| !matches!(server.state, State::Down(_)));
@@ -488,10 +512,33 @@ impl Driver {
         }
     }
 
+    /// A connection in the place of another could not be made; it is tried again.
+    pub(super) fn attempt_failed(&self, index: usize, error: ServerError) {
+        if let Some(server) = self.servers.get(index) {
+            self.changes.announce(&server.address, ServerState::Failed(error));
+        }
+    }
+
+    /// Whether somebody waits for it: a session that has no other way, or a dial.
+    pub(super) fn is_awaited(&self, index: usize) -> bool {
+        let relayed = |state: &RemoteState| {
+            state.has_connections() && state.is_relayed() && state.lanes().any(|lane| lane.server == index)
+        };
+        !self.waiting.is_empty() || self.remotes.values().any(relayed)
+    }
+
     /// Sends what reflection has due.
     pub(super) fn pump_servers(&mut self, now: Instant) {
         let mut doubted = Vec::new();
-        for (index, server) in self.servers.iter_mut().enumerate() {
+        for index in 0..self.servers.len() {
+            if self.servers[index].is_doubtful() {
+                let urgent = self.is_awaited(index);
+                self.servers[index].vigil.set_urgent(urgent, now);
+            }
+            let server = &mut self.servers[index];
+            if server.return_at.is_some_and(|at| at <= now) {
+                server.reconnect();
+            }
             server.streams.handle_timeout(now);
             server.judge_silence(now);
             if server.keep_vigil(now) {
@@ -535,7 +582,9 @@ impl Driver {
         };
         let Some(answering) = self.servers.iter_mut().position(answers) else { return false };
         let mut forgotten = false;
-        for server in &mut self.servers {
+        for index in 0..self.servers.len() {
+            let urgent = self.is_awaited(index);
+            let server = &mut self.servers[index];
             if let Some(mapped) = server.current().and_then(Reflection::bound_at)
                 && server.keep_alive.seen(mapped, now)
             {
@@ -544,7 +593,7 @@ impl Driver {
             if server.current().is_some_and(Reflection::is_disowned) {
                 tracing::debug!("the server does not know the registration any more");
                 server.state = State::Connecting;
-                server.void.notify_one();
+                server.come_back(urgent, now);
                 forgotten = true;
             }
         }

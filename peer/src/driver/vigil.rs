@@ -1,7 +1,7 @@
 //! Whether a rendezvous server still answers: asked when something that it should have answered is unanswered, and for as long as it is away. Pure.
 //!
 //! A server that is started anew has forgotten us, and a connection that it has forgotten learns of that late or never: by asking it four times a second
-//! we are back as soon as it is.
+//! a session that it relays goes on as soon as it is back. Who has none asks once a second: two thousand peers that wait would else ask eight thousand times.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,11 @@ const UNKNOWN_RTT: Duration = Duration::from_millis(150);
 /// Questions within that time: one may be lost, and its loss is no reason for doubt.
 const ASKS: u32 = 4;
 
-/// Pause between two questions to a server that is in doubt, for the first minute.
+/// Pause between two questions to a server that is in doubt, for the first minute, where somebody waits for it.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// The same where nobody does, for the first four.
+const PATIENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Later it grows with the time that the server has been away.
 const SHARE: u32 = 240;
@@ -33,6 +36,8 @@ const LONGEST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Vigil {
     state: State,
+    /// Whether somebody waits for it: a session that it relays, or a dial.
+    urgent: bool,
     rtt: Option<Duration>,
     /// Of the first question that is not answered yet, to measure by.
     asked: Option<Instant>,
@@ -66,7 +71,13 @@ pub(super) enum Step {
 impl Vigil {
     /// `seed` keeps the peers of one server from asking all at once.
     pub(super) fn new(seed: u64) -> Self {
-        Self { state: State::Trusted, rtt: None, asked: None, random: StdRng::seed_from_u64(seed) }
+        Self {
+            state: State::Trusted,
+            urgent: false,
+            rtt: None,
+            asked: None,
+            random: StdRng::seed_from_u64(seed),
+        }
     }
 
     /// Something that it should have answered, or passed on, is unanswered.
@@ -82,11 +93,26 @@ impl Vigil {
         self.state = State::Asked { since: now, asks: 0 };
     }
 
+    /// Whether somebody waits for it from now on.
+    pub(super) fn set_urgent(&mut self, urgent: bool, now: Instant) {
+        if urgent
+            && !self.urgent
+            && let State::Doubtful { since, next } = self.state
+        {
+            self.state = State::Doubtful { since, next: next.min(now + self.jittered(PAUSE)) };
+        }
+        self.urgent = urgent;
+    }
+
+    fn pause(&self) -> Duration {
+        if self.urgent { PAUSE } else { PATIENT_PAUSE }
+    }
+
     /// Its connection is gone. True when it was not in doubt already.
     pub(super) fn lose(&mut self, now: Instant) -> bool {
         let fresh = !self.is_doubtful();
         if fresh {
-            self.state = State::Doubtful { since: now, next: now + self.jittered(PAUSE) };
+            self.state = State::Doubtful { since: now, next: now + self.jittered(self.pause()) };
         }
         fresh
     }
@@ -140,7 +166,7 @@ impl Vigil {
             }
             State::Doubtful { since, .. } => {
                 let away = now.saturating_duration_since(since);
-                let pause = (away / SHARE).clamp(PAUSE, LONGEST);
+                let pause = (away / SHARE).clamp(self.pause(), LONGEST);
                 self.state = State::Doubtful { since, next: now + self.jittered(pause) };
                 Some(Step::Ask)
             }
@@ -210,6 +236,7 @@ mod tests {
     fn it_is_asked_four_times_a_second_for_a_minute_and_less_and_less_often_then() {
         let start = Instant::now();
         let mut vigil = Vigil::new(7);
+        vigil.set_urgent(true, start);
         assert!(vigil.lose(start));
         assert!(!vigil.lose(start + MS), "already in doubt");
         let mut times = vec![start];
@@ -242,9 +269,22 @@ mod tests {
                 in_slot[(now - start).as_millis() as usize / 100] += 1;
             }
         }
-        // After the first second they are spread: 800 in every tenth of a second.
-        for (slot, count) in in_slot.iter().enumerate().skip(10) {
-            assert!((600..1_000).contains(count), "{count} in slot {slot}");
+        // Once in the first second and a quarter; after three seconds they are spread: 200 in every tenth of a second.
+        for (slot, count) in in_slot.iter().enumerate() {
+            assert!(*count < 600, "{count} in slot {slot}");
+            assert!(slot < 30 || (120..300).contains(count), "{count} in slot {slot}");
         }
+    }
+
+    #[test]
+    fn who_gets_somebody_that_waits_does_not_wait_for_the_patient_question() {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(3);
+        vigil.lose(start);
+        assert!(vigil.poll_timeout().unwrap() >= start + 750 * MS);
+        vigil.set_urgent(true, start + 100 * MS);
+        assert!(vigil.poll_timeout().unwrap() <= start + 413 * MS);
+        vigil.set_urgent(true, start + 200 * MS);
+        assert!(vigil.poll_timeout().unwrap() <= start + 413 * MS, "put off");
     }
 }
