@@ -32,6 +32,10 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// has to be made once more: at five seconds each, a herd would keep it slow.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// UDP's head start over TCP where it has worked and nobody waits: a server that everybody comes back to answers late, and TCP would be a second handshake
+/// for it with each. As long as they take to come back.
+const PATIENT_HEAD_START: Duration = Duration::from_secs(3);
+
 /// First and longest pause before a server that has refused us is asked again; doubled each time.
 const REFUSED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -126,8 +130,17 @@ pub(crate) struct Signalling {
     pub(crate) deaf: watch::Receiver<bool>,
     /// Held by whatever must end in good order.
     pub(crate) alive: watch::Receiver<()>,
-    /// The last connection was over TCP.
-    pub(crate) on_stream: bool,
+    /// What the last connection was over.
+    pub(crate) before: Option<Transport>,
+    /// Whether somebody waits for the server: a session that it relays, or a dial.
+    pub(crate) urgent: Arc<AtomicBool>,
+}
+
+/// What a signalling connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Udp,
+    Tcp,
 }
 
 /// A connection that is not yet registered.
@@ -195,7 +208,7 @@ impl Signalling {
     async fn session(&mut self) -> Result<Ended, ServerError> {
         let shell = self.shell();
         let connected = {
-            let race = shell.race(self.on_stream);
+            let race = shell.race(self.before);
             tokio::pin!(race);
             loop {
                 tokio::select! {
@@ -215,7 +228,7 @@ impl Signalling {
         let mut look = tokio::time::interval(SILENCE);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.on_stream = link.is_stream();
+            self.before = Some(transport(&link));
             let connected = tokio::select! {
                 _ = look.tick() => {
                     if link.traffic().is_some_and(|traffic| silence.look(traffic))
@@ -227,7 +240,7 @@ impl Signalling {
                 }
                 () = self.void.notified() => {
                     if attempt.is_none() || !shell.is_answered() {
-                        attempt = Some(shell.anew(link.is_stream()));
+                        attempt = Some(shell.anew(transport(&link)));
                     }
                     continue;
                 }
@@ -295,6 +308,7 @@ impl Signalling {
             events: self.events.clone(),
             alive: self.alive.clone(),
             answered: Arc::default(),
+            urgent: self.urgent.clone(),
         }
     }
 }
@@ -329,6 +343,7 @@ struct Shell {
     alive: watch::Receiver<()>,
     /// The server has answered the handshake that is under way.
     answered: Arc<AtomicBool>,
+    urgent: Arc<AtomicBool>,
 }
 
 impl Shell {
@@ -338,8 +353,8 @@ impl Shell {
     }
 
     /// UDP, and with a head start of that over it TCP: whichever stands first. It keeps the other from being tried any longer. Where only TCP has
-    /// led to the server before there is no head start, and TCP is tried again and again meanwhile.
-    async fn race(&self, on_stream: bool) -> Result<Connected, ServerError> {
+    /// led to the server before there is no head start, and TCP is tried again and again meanwhile. No TCP while a handshake over UDP goes on.
+    async fn race(&self, before: Option<Transport>) -> Result<Connected, ServerError> {
         let failed = Notify::new();
         let over = AtomicBool::new(false);
         let quic = async {
@@ -351,10 +366,14 @@ impl Shell {
             result
         };
         let stream = async {
-            if on_stream {
+            let patient = before == Some(Transport::Udp) && !self.urgent.load(Ordering::Relaxed);
+            let head_start = if patient { PATIENT_HEAD_START } else { ATTEMPT_DELAY };
+            if before == Some(Transport::Tcp) {
                 return self.insist_on_stream(&over).await;
             }
-            let _ = tokio::time::timeout(ATTEMPT_DELAY, failed.notified()).await;
+            if timeout(head_start, failed.notified()).await.is_err() && self.is_answered() {
+                failed.notified().await;
+            }
             self.connect_stream().await
         };
         tokio::pin!(quic, stream);
@@ -402,11 +421,11 @@ impl Shell {
     }
 
     /// Connects once more, while the old connection may or may not be alive.
-    fn anew(&self, on_stream: bool) -> Attempt<'_> {
+    fn anew(&self, before: Transport) -> Attempt<'_> {
         Box::pin(async move {
             let began = Instant::now();
             loop {
-                match self.race(on_stream).await {
+                match self.race(Some(before)).await {
                     Ok(connected) => return Some(connected),
                     Err(error) => {
                         tracing::debug!(server = %self.address.host, %error, "not anew");
@@ -527,6 +546,10 @@ impl Shell {
         }
         Err(failure)
     }
+}
+
+fn transport(link: &Link) -> Transport {
+    if link.is_stream() { Transport::Tcp } else { Transport::Udp }
 }
 
 /// Never ready when nobody will say.

@@ -17,6 +17,9 @@ pub const MOST: f64 = 10_000.0;
 /// How long all may take, to begin with and to come back, before it is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often is looked whether all are back: rarely, since looking takes from the same cores.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What is run.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -78,7 +81,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<Run> {
             break registered;
         }
         ensure!(Instant::now() < deadline, "only {} of {} are back", registered.len(), settings.members);
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(LOOK);
     };
     let cpu = world.server.cpu_time()?;
     let cpu_of_members = cpu_times(&processes)?.saturating_sub(before);

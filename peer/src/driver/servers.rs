@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
@@ -41,6 +42,8 @@ pub(super) struct Server {
     requests: mpsc::Sender<Request>,
     /// Has the signalling task connect anew.
     void: Arc<Notify>,
+    /// Whether somebody waits for it.
+    urgent: Arc<AtomicBool>,
     /// Has it try TCP: nothing is answered over UDP.
     deaf: watch::Sender<bool>,
     pub(super) address: RendezvousAddress,
@@ -221,8 +224,14 @@ impl Server {
         doubted
     }
 
+    fn set_urgent(&mut self, urgent: bool, now: Instant) {
+        self.urgent.store(urgent, Ordering::Relaxed);
+        self.vigil.set_urgent(urgent, now);
+    }
+
     /// Connects to it anew, soon: it is there, and does not know us.
     pub(super) fn come_back(&mut self, urgent: bool, now: Instant) {
+        self.set_urgent(urgent, now);
         let at = now + backoff::return_pause(urgent, &mut rand::rng());
         self.return_at = Some(self.return_at.map_or(at, |planned| planned.min(at)));
     }
@@ -265,7 +274,7 @@ impl Server {
 impl Driver {
     pub(super) fn add_server(&mut self, address: RendezvousAddress) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
-        let void = Arc::new(Notify::new());
+        let (void, urgent) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(true)));
         let (deaf, is_deaf) = watch::channel(false);
         let signalling = Signalling {
             index: self.servers.len(),
@@ -278,12 +287,14 @@ impl Driver {
             void: void.clone(),
             deaf: is_deaf,
             alive: self.alive.clone(),
-            on_stream: false,
+            before: None,
+            urgent: urgent.clone(),
         };
         tokio::spawn(signalling.run());
         self.servers.push(Server {
             requests,
             void,
+            urgent,
             deaf,
             address,
             state: State::Connecting,
@@ -485,7 +496,7 @@ impl Driver {
         let urgent = self.is_awaited(index);
         let Some(server) = self.servers.get_mut(index) else { return };
         let was_up = server.up().is_some();
-        server.vigil.set_urgent(urgent, now);
+        server.set_urgent(urgent, now);
         let doubted = server.vigil.lose(now);
         if was_up && urgent {
             server.come_back(urgent, now);
@@ -533,7 +544,7 @@ impl Driver {
         for index in 0..self.servers.len() {
             if self.servers[index].is_doubtful() {
                 let urgent = self.is_awaited(index);
-                self.servers[index].vigil.set_urgent(urgent, now);
+                self.servers[index].set_urgent(urgent, now);
             }
             let server = &mut self.servers[index];
             if server.return_at.is_some_and(|at| at <= now) {
