@@ -390,7 +390,7 @@ fn party(id: RegistrationId, registration: &Registration) -> Party {
         peer: registration.peer,
         instance: registration.instance,
         candidates: registration.candidates(),
-        mapping: registration.mapping,
+        mapping: registration.mapping(),
     }
 }
 

@@ -29,15 +29,27 @@ pub struct Registration {
     pub observed: SocketAddr,
     /// Whether that is a mapping of the UDP socket with which it checks paths: not that of a stream.
     pub is_reflexive: bool,
-    /// The peer's mapping behaviour.
-    pub mapping: Mapping,
     /// Which of the processes that hold its key.
     pub instance: u64,
+    mapping: Mapping,
     offered: Vec<Candidate>,
     policy: IntroductionPolicy,
 }
 
 impl Registration {
+    /// The peer's mapping behaviour: what it says itself; and before it has learnt it, that there is no NAT where we see its own address.
+    pub fn mapping(&self) -> Mapping {
+        let own = |candidate: &Candidate| {
+            candidate.kind == CandidateKind::Host && candidate.address == self.observed
+        };
+        match self.mapping {
+            Mapping::Unknown if self.is_reflexive && self.offered.iter().any(own) => {
+                Mapping::EndpointIndependent
+            }
+            mapping => mapping,
+        }
+    }
+
     /// What the other side of an introduction is told: the offered candidates, and the observed endpoint as a
     /// server-reflexive one unless the peer offers that address itself.
     pub fn candidates(&self) -> Vec<Candidate> {
@@ -184,6 +196,8 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
+    use rendezvous_wire::candidate::PortAllocation;
+
     use super::*;
 
     const A: PeerId = PeerId::from_bytes([1; 32]);
@@ -245,6 +259,27 @@ mod tests {
         assert_eq!(kinds(&directory), [(CandidateKind::Host, "198.51.100.1:7".into())]);
         directory.observe(id, address("198.51.100.1:8"));
         assert_eq!(kinds(&directory).len(), 2);
+    }
+
+    /// Else the other side would take it for one that has no UDP, and make nothing of it.
+    #[test]
+    fn a_peer_that_is_seen_at_its_own_address_has_no_nat_before_it_has_said_so() {
+        let mut directory = Directory::default();
+        let id = RegistrationId(1);
+        let mut mapping = |seen: &str, is_reflexive, offered: &str, said| {
+            let says = Register { mapping: said, ..says(IntroductionPolicy::Anyone, &[offered]) };
+            directory.insert(id, A, (address(seen), is_reflexive), says);
+            let mapping = directory.get(id).unwrap().mapping();
+            directory.remove(id);
+            mapping
+        };
+        let own = "198.51.100.1:7";
+        let random = Mapping::AddressAndPortDependent(PortAllocation::Random);
+        assert_eq!(mapping(own, true, own, Mapping::Unknown), Mapping::EndpointIndependent);
+        assert_eq!(mapping(own, true, own, random), random);
+        assert_eq!(mapping(own, true, "10.0.0.1:7", Mapping::Unknown), Mapping::Unknown);
+        assert_eq!(mapping(own, true, "198.51.100.1:8", Mapping::Unknown), Mapping::Unknown);
+        assert_eq!(mapping(own, false, own, Mapping::Unknown), Mapping::Unknown, "of a stream");
     }
 
     #[test]
