@@ -12,6 +12,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::{Challenge, Solution, Token};
 use crate::candidate::{Candidate, MAX_CANDIDATES, Mapping};
 use crate::identity::PeerId;
 use crate::relay::Channel;
@@ -76,6 +77,10 @@ pub enum Request {
     /// [`Notice::Introduction`] of the same number, with the same roles and the same channel, so what is relayed goes on. With the round for
     /// [`Purpose::Again`].
     Renew(IntroductionId, u64),
+    /// Before [`Request::Register`]: the token that the server's operator has given out. Only where [`crate::ADMISSION_ALPN`] was agreed on.
+    Present(Token),
+    /// Answers [`Notice::Challenge`].
+    Solve(Solution),
 }
 
 /// From a rendezvous server to a peer.
@@ -93,6 +98,30 @@ pub enum Notice {
     Meet(MeetingNumber, Meeting),
     /// Both sides of a meeting are primed; sent to both at the same moment.
     Go(IntroductionId, MeetingNumber),
+    /// Before [`Notice::Registered`]: the server has much to do, and wants work first. This and the following only where
+    /// [`crate::ADMISSION_ALPN`] was agreed on.
+    Challenge(Challenge),
+    /// A limit holds the peer back; said now and then while it does.
+    Limited(Limit),
+    /// The server goes away in so many seconds: what goes over its relay is better moved to another server. Until then it introduces nobody.
+    Leaving(u32),
+}
+
+/// What holds a peer back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Limit {
+    /// It sends more over the relay than one peer may; the rest is dropped. With bytes a second.
+    #[error("the relay carries {0} bytes a second for one peer, and drops what is more; a direct path has no such limit")]
+    Bandwidth(u64),
+    /// The relay is full, and everybody has the same share. With bytes a second.
+    #[error("the relay is full: {0} bytes a second is everybody's share at present, and it drops what is more")]
+    Share(u64),
+    /// What the relay carries for one peer in a month is used up. With bytes.
+    #[error(
+        "the relay has carried {0} bytes for this peer, which is all for this month (UTC); until it ends only direct paths are left, or another server"
+    )]
+    Month(u64),
 }
 
 /// What a peer says of itself.
@@ -363,7 +392,7 @@ impl Message for Request {
             }
             Self::Introduce(introduce) => bounded_flight(&introduce.first_flight),
             Self::Meet(meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
-            Self::Close(_) | Self::Primed(..) | Self::Renew(..) => Ok(()),
+            Self::Close(_) | Self::Primed(..) | Self::Renew(..) | Self::Present(_) | Self::Solve(_) => Ok(()),
         }
     }
 }
@@ -378,6 +407,7 @@ impl Message for Notice {
             }
             Self::Meet(_, meeting) => bounded(&meeting.doors, MAX_DOORS, "doors"),
             Self::Registered(_) | Self::NotIntroduced(..) | Self::Closed(_) | Self::Go(..) => Ok(()),
+            Self::Challenge(_) | Self::Limited(_) | Self::Leaving(_) => Ok(()),
         }
     }
 }
