@@ -4,22 +4,27 @@
 //! out of [`Broker::poll_action`], in the order in which it must be done. Both notices of an introduction come out
 //! of the same request, right behind the opening of its channel.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use rendezvous_wire::PeerId;
 use rendezvous_wire::message::{
-    Introduce, IntroductionId, NotIntroduced, Notice, Register, Registered, RegistrationId, Request,
+    Introduce, IntroductionId, Limit, NotIntroduced, Notice, Register, Registered, RegistrationId, Request,
 };
 use rendezvous_wire::stun::Key;
 
 use crate::directory::{Directory, RegisterError, Registration};
 use crate::introductions::{Ended, Introductions, PASSWORD_BYTES, Party, secret};
-use crate::limits::{Bucket, Limits, SourceBuckets};
+use crate::limits::{Bucket, Limits, PrefixBuckets, Rate, SourceBuckets};
+use crate::relay::meters::Used;
 use crate::relay::table::{Bound, Change, StreamId, Via};
+use crate::usage::{Month, Usage};
+
+/// How often a peer is told that a limit holds it back.
+const TELL: Duration = Duration::from_secs(30);
 
 /// Something for the shell to do.
 #[derive(Debug)]
@@ -30,6 +35,8 @@ pub enum Action {
     Notify(RegistrationId, Notice),
     /// Close this signalling connection: a newer registration of the same peer has taken its place.
     Evict(RegistrationId),
+    /// Close this signalling connection: its peer was banned, for this reason.
+    Dismiss(RegistrationId, String),
 }
 
 /// The connection over which a peer registers.
@@ -84,8 +91,26 @@ pub struct Broker {
     processes: HashMap<(PeerId, u64), RegistrationId>,
     /// The lost ones, by the end of their lease.
     lapsing: BTreeSet<(Instant, RegistrationId)>,
-    introducing_per_source: SourceBuckets,
+    introducing_per_source: PrefixBuckets,
+    registering: SourceBuckets,
+    /// Keys of which there is a lease.
+    members: HashMap<PeerId, Member>,
+    banned: HashSet<PeerId>,
+    usage: Usage,
+    /// The server goes away, in so many seconds.
+    leaving: Option<u32>,
     actions: VecDeque<Action>,
+}
+
+/// What all leases of one key have in common.
+#[derive(Debug, Default)]
+struct Member {
+    leases: usize,
+    introducing: Bucket,
+    /// Nothing more is carried for it this month.
+    exhausted: bool,
+    /// When it was last told that a limit holds it back.
+    told: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -95,7 +120,6 @@ struct Lease {
     password: String,
     until: Instant,
     online: bool,
-    introducing: Bucket,
     meeting: Bucket,
 }
 
@@ -105,7 +129,12 @@ impl Broker {
         let mut rng = StdRng::from_seed(seed);
         let keys = [rng.next_u64(), rng.next_u64()];
         Self {
-            introducing_per_source: SourceBuckets::new(limits.introducing_per_source, keys),
+            introducing_per_source: PrefixBuckets::new(introducing(&limits), keys),
+            registering: SourceBuckets::new(limits.registering, keys),
+            members: HashMap::new(),
+            banned: HashSet::new(),
+            usage: Usage::new(Month::of(SystemTime::UNIX_EPOCH), []),
+            leaving: None,
             limits,
             reflection_ports,
             rng,
@@ -140,6 +169,7 @@ impl Broker {
         let Line { observed, binding } = line.into();
         let process = (peer, says.instance);
         let known = self.processes.get(&process).copied();
+        self.check(peer, known.is_some(), &says, now)?;
         // The lost ones count as well, or connecting and vanishing would fill the memory.
         if known.is_none() && self.leases.len() >= self.limits.registrations.saturating_mul(2) {
             return Err(RegisterError::Full);
@@ -169,7 +199,29 @@ impl Broker {
             self.handle_stream_bound(registration, binding, now);
         }
         self.notify(registration, Notice::Registered(registered));
+        if let Some(seconds) = self.leaving {
+            self.notify(registration, Notice::Leaving(seconds));
+        }
+        if let Some(most) = self.limits.relay_month().filter(|_| self.is_exhausted(peer)) {
+            self.notify(registration, Notice::Limited(Limit::Month(most)));
+        }
         Ok(registration)
+    }
+
+    fn check(&mut self, peer: PeerId, known: bool, says: &Register, now: Instant) -> Result<(), RegisterError> {
+        if self.banned.contains(&peer) {
+            return Err(RegisterError::Banned);
+        }
+        if self.leaving.is_some() && !known {
+            return Err(RegisterError::Leaving);
+        }
+        if says.candidates.len() > self.limits.candidates {
+            return Err(RegisterError::Candidates(self.limits.candidates));
+        }
+        if !self.registering.take(peer.into(), now) {
+            return Err(RegisterError::TooOften);
+        }
+        Ok(())
     }
 
     /// A registration that the relay knows.
@@ -179,11 +231,18 @@ impl Broker {
         // Base64 is always a valid password.
         let key = Key::new(&password).map_err(|_| RegisterError::Full)?;
         let until = now + self.limits.lease;
-        let (introducing, meeting) = (Bucket::default(), Bucket::default());
-        self.leases
-            .insert(registration, Lease { process, password, until, online: true, introducing, meeting });
+        let lease = Lease { process, password, until, online: true, meeting: Bucket::default() };
+        self.leases.insert(registration, lease);
         self.processes.insert(process, registration);
-        self.actions.push_back(Action::Relay(Change::Admit { registration, key }));
+        let peer = process.0;
+        let exhausted = self.is_exhausted(peer);
+        let member = self.members.entry(peer).or_default();
+        member.leases += 1;
+        member.exhausted = exhausted;
+        self.actions.push_back(Action::Relay(Change::Admit { registration, key, peer }));
+        if exhausted {
+            self.actions.push_back(Action::Relay(Change::Exhausted(peer, true)));
+        }
         Ok(registration)
     }
 
@@ -196,7 +255,10 @@ impl Broker {
     ) -> Result<(), RegisteredTwice> {
         match request {
             Request::Register(_) => return Err(RegisteredTwice),
+            // They belong before the registration, and change nothing after it.
+            Request::Present(_) | Request::Solve(_) => {}
             Request::Update(mut says) => {
+                says.candidates.truncate(self.limits.candidates);
                 if let Some(lease) = self.leases.get(&from) {
                     (_, says.instance) = lease.process;
                 }
@@ -287,6 +349,128 @@ impl Broker {
         }
     }
 
+    /// The bounds are others from now on. What is over them already stays.
+    pub fn handle_limits(&mut self, limits: Limits) {
+        self.introducing_per_source.set_rates(introducing(&limits));
+        self.registering.set_rate(limits.registering);
+        self.limits = limits;
+        for peer in self.members.keys().copied().collect::<Vec<_>>() {
+            self.judge_use(peer);
+        }
+    }
+
+    /// A key is banned: what it has ends at once, its channels with it, and it may not register again.
+    pub fn handle_ban(&mut self, peer: PeerId, reason: &str) {
+        self.banned.insert(peer);
+        let of_peer = |(id, lease): (&RegistrationId, &Lease)| (lease.process.0 == peer).then_some(*id);
+        for registration in self.leases.iter().filter_map(of_peer).collect::<Vec<_>>() {
+            self.directory.remove(registration);
+            self.end(registration);
+            self.actions.push_back(Action::Dismiss(registration, reason.to_owned()));
+        }
+    }
+
+    /// A key may register again.
+    pub fn handle_unban(&mut self, peer: PeerId) {
+        self.banned.remove(&peer);
+    }
+
+    /// The server goes away in so many seconds: nobody new is registered, nobody introduced, and all are told.
+    pub fn handle_leaving(&mut self, seconds: u32) {
+        self.leaving = Some(seconds);
+        for registration in self.directory.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.notify(registration, Notice::Leaving(seconds));
+        }
+    }
+
+    /// What was used before, this month.
+    pub fn set_usage(&mut self, usage: Usage) {
+        self.usage = usage;
+    }
+
+    /// What is used, to look at and to save.
+    pub fn usage(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+
+    /// Bytes that the relay has carried for a key this month.
+    pub fn used_by(&self, peer: PeerId) -> u64 {
+        self.usage.of(peer)
+    }
+
+    /// Whose registration this is, online or lost.
+    pub fn peer_of(&self, registration: RegistrationId) -> Option<PeerId> {
+        self.leases.get(&registration).map(|lease| lease.process.0)
+    }
+
+    /// The relay has carried this. `held_back` says which limit it was where something was dropped.
+    pub fn handle_used(
+        &mut self,
+        used: &[(PeerId, Used)],
+        month: Month,
+        held_back: Option<Limit>,
+        now: Instant,
+    ) {
+        if self.usage.turn(month) {
+            for peer in self.members.keys().copied().collect::<Vec<_>>() {
+                self.judge_use(peer);
+            }
+        }
+        for (peer, used) in used {
+            self.usage.add(*peer, used.carried());
+            self.judge_use(*peer);
+            if used.dropped == 0 {
+                continue;
+            }
+            let month = self.limits.relay_month().filter(|_| self.is_exhausted(*peer)).map(Limit::Month);
+            if let Some(limit) = month.or(held_back) {
+                self.tell_limit(*peer, limit, now);
+            }
+        }
+    }
+
+    fn is_exhausted(&self, peer: PeerId) -> bool {
+        self.limits.relay_month().is_some_and(|most| self.usage.of(peer) >= most)
+    }
+
+    /// Ends or begins what the relay carries for a key.
+    fn judge_use(&mut self, peer: PeerId) {
+        let exhausted = self.is_exhausted(peer);
+        let Some(member) = self.members.get_mut(&peer) else { return };
+        if std::mem::replace(&mut member.exhausted, exhausted) == exhausted {
+            return;
+        }
+        self.actions.push_back(Action::Relay(Change::Exhausted(peer, exhausted)));
+        if let Some(most) = self.limits.relay_month().filter(|_| exhausted) {
+            self.tell(peer, Limit::Month(most));
+        }
+    }
+
+    /// Tells a key which limit holds it back, now and then.
+    fn tell_limit(&mut self, peer: PeerId, limit: Limit, now: Instant) {
+        let Some(member) = self.members.get_mut(&peer) else { return };
+        if member.told.is_none_or(|told| now >= told + TELL) {
+            member.told = Some(now);
+            self.tell(peer, limit);
+        }
+    }
+
+    fn tell(&mut self, peer: PeerId, limit: Limit) {
+        for registration in self.directory.of(peer).to_vec() {
+            self.notify(registration, Notice::Limited(limit));
+        }
+    }
+
+    /// Of how many channels a key is an end.
+    pub fn channels_of(&self, peer: PeerId) -> usize {
+        self.directory.of(peer).iter().map(|id| self.introductions.count(*id)).sum()
+    }
+
+    /// Whether the relay carries anything for anybody.
+    pub fn is_idle(&self) -> bool {
+        self.introductions.is_empty()
+    }
+
     /// When to call [`handle_timeout`](Self::handle_timeout) next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.lapsing.first().map(|(until, _)| *until)
@@ -304,17 +488,23 @@ impl Broker {
         now: Instant,
     ) -> Result<(), NotIntroduced> {
         let Some(asker) = self.directory.get(from) else { return Err(NotIntroduced::Unavailable) };
-        let lease = self.leases.get_mut(&from).ok_or(NotIntroduced::Unavailable)?;
-        let within_quota = lease.introducing.take(self.limits.introducing, now)
+        let member = self.members.get_mut(&asker.peer).ok_or(NotIntroduced::Unavailable)?;
+        let within_quota = member.introducing.take(self.limits.introducing, now)
             && self.introducing_per_source.take(asker.source, now);
-        if !within_quota {
+        if !within_quota || self.channels_of(asker.peer) >= self.limits.channels_per_peer {
             return Err(NotIntroduced::TooMany);
+        }
+        if self.leaving.is_some() {
+            return Err(NotIntroduced::Full);
         }
         if introduce.target == asker.peer {
             return Err(NotIntroduced::Oneself);
         }
         let found = self.directory.find(introduce.target, asker.peer);
         let (id, target) = found.ok_or(NotIntroduced::Unavailable)?;
+        if self.channels_of(target.peer) >= self.limits.channels_per_peer {
+            return Err(NotIntroduced::Full);
+        }
         let made = self.introductions.make(
             introduce,
             party(from, asker),
@@ -331,10 +521,9 @@ impl Broker {
 
     /// Has what two sides know of each other replaced, at most as often as they may be introduced.
     fn renew(&mut self, from: RegistrationId, (introduction, round): (IntroductionId, u64), now: Instant) {
-        let within_quota = self
-            .leases
-            .get_mut(&from)
-            .is_some_and(|lease| lease.introducing.take(self.limits.introducing, now));
+        let peer = self.leases.get(&from).map(|lease| lease.process.0);
+        let member = peer.and_then(|peer| self.members.get_mut(&peer));
+        let within_quota = member.is_some_and(|member| member.introducing.take(self.limits.introducing, now));
         if !within_quota {
             return;
         }
@@ -359,6 +548,13 @@ impl Broker {
         if let Some(lease) = self.leases.remove(&registration) {
             self.lapsing.remove(&(lease.until, registration));
             self.processes.remove(&lease.process);
+            let peer = lease.process.0;
+            if let Some(member) = self.members.get_mut(&peer) {
+                member.leases -= 1;
+                if member.leases == 0 {
+                    self.members.remove(&peer);
+                }
+            }
         }
         self.actions.push_back(Action::Relay(Change::Remove(registration)));
     }
@@ -382,6 +578,10 @@ impl Broker {
             }
         }
     }
+}
+
+fn introducing(limits: &Limits) -> [Rate; 2] {
+    [limits.introducing_per_source, limits.introducing_per_prefix]
 }
 
 fn party(id: RegistrationId, registration: &Registration) -> Party {

@@ -410,7 +410,7 @@ impl World {
                         Change::Remove(registration) => {
                             self.bindings.remove(registration);
                         }
-                        Change::Admit { .. } | Change::Bound(_) => {}
+                        Change::Admit { .. } | Change::Bound(_) | Change::Exhausted(..) => {}
                     }
                     for table in &mut self.tables {
                         table.apply(change.clone());

@@ -16,6 +16,7 @@ pub struct Directory {
     /// Oldest first.
     by_peer: HashMap<PeerId, Vec<RegistrationId>>,
     by_source: HashMap<Source, usize>,
+    by_prefix: HashMap<Source, usize>,
 }
 
 /// One registration as the directory holds it.
@@ -70,16 +71,31 @@ impl Registration {
     }
 }
 
-/// Why a registration was refused.
+/// Why a registration was refused. The peer is told in these words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// [`Limits::registrations`].
-    #[error("the server is full")]
+    #[error("the server is full; try again later, or use another server")]
     Full,
     /// [`Limits::registrations_per_source`].
-    #[error("too many registrations from one source")]
+    #[error("too many registrations from this address; end some of them, or ask whoever runs the server for more")]
     Source,
+    /// [`Limits::registrations_per_prefix`].
+    #[error("too many registrations from the network of this address; ask whoever runs the server for more")]
+    Prefix,
+    /// [`Limits::registering`].
+    #[error("this peer registers too often; wait a while, and see that its key is not in use on many machines")]
+    TooOften,
+    /// [`Limits::candidates`].
+    #[error("more than {0} candidates; take addresses from this machine that it does not need")]
+    Candidates(usize),
+    /// [`Broker::handle_ban`](crate::broker::Broker::handle_ban).
+    #[error("this peer is banned here; ask whoever runs the server")]
+    Banned,
+    /// [`Broker::handle_leaving`](crate::broker::Broker::handle_leaving).
+    #[error("the server is going away; use another one, or try again in a while")]
+    Leaving,
 }
 
 impl Directory {
@@ -117,6 +133,12 @@ impl Directory {
         if from_source >= limits.registrations_per_source {
             return Err(RegisterError::Source);
         }
+        let prefix = source.prefix();
+        let leaves_prefix = leaving.and_then(|id| self.get(id)).is_some_and(|gone| gone.source.prefix() == prefix);
+        let from_prefix = self.by_prefix.get(&prefix).copied().unwrap_or(0) - usize::from(leaves_prefix);
+        if from_prefix >= limits.registrations_per_prefix {
+            return Err(RegisterError::Prefix);
+        }
         if self.registrations.len() - usize::from(leaving.is_some()) >= limits.registrations {
             return Err(RegisterError::Full);
         }
@@ -146,6 +168,7 @@ impl Directory {
         self.registrations.insert(id, registration);
         self.by_peer.entry(peer).or_default().push(id);
         *self.by_source.entry(source).or_default() += 1;
+        *self.by_prefix.entry(source.prefix()).or_default() += 1;
     }
 
     /// Replaces what a peer says of itself.
@@ -171,13 +194,21 @@ impl Directory {
                 self.by_peer.remove(&registration.peer);
             }
         }
-        if let Some(count) = self.by_source.get_mut(&registration.source) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_source.remove(&registration.source);
+        let source = registration.source;
+        for (counts, of) in [(&mut self.by_source, source), (&mut self.by_prefix, source.prefix())] {
+            if let Some(count) = counts.get_mut(&of) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&of);
+                }
             }
         }
         Some(registration)
+    }
+
+    /// All online registrations.
+    pub fn iter(&self) -> impl Iterator<Item = (RegistrationId, &Registration)> {
+        self.registrations.iter().map(|(id, registration)| (*id, registration))
     }
 
     /// All online registrations of a peer, oldest first.
@@ -310,8 +341,13 @@ mod tests {
         assert_eq!(directory.admit(another, there, None, &limits), Err(RegisterError::Full));
         directory.remove(RegistrationId(1));
         assert_eq!(directory.admit(another, here, None, &limits), Ok(None));
+        let crowded = Limits { registrations_per_prefix: 2, ..limits };
+        let (beside, elsewhere) = (address("192.0.2.3:1"), address("192.0.3.3:1"));
+        assert_eq!(directory.admit(another, beside, None, &crowded), Err(RegisterError::Prefix));
+        assert_eq!(directory.admit(another, elsewhere, None, &crowded), Ok(None));
         directory.remove(RegistrationId(2));
         directory.remove(RegistrationId(3));
-        assert!(directory.is_empty() && directory.by_peer.is_empty() && directory.by_source.is_empty());
+        assert!(directory.is_empty() && directory.by_peer.is_empty());
+        assert!(directory.by_source.is_empty() && directory.by_prefix.is_empty());
     }
 }

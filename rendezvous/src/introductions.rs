@@ -196,6 +196,19 @@ impl Introductions {
         ids.filter_map(|id| self.close(id, of)).collect()
     }
 
+    /// All in force: number, asker, target and channel.
+    pub fn iter(
+        &self,
+    ) -> impl Iterator<Item = (IntroductionId, RegistrationId, RegistrationId, Channel)> + '_ {
+        self.entries.iter().map(|(id, entry)| (*id, entry.asker, entry.target, entry.channel))
+    }
+
+    /// Of how many this registration is a side.
+    pub fn count(&self, registration: RegistrationId) -> usize {
+        let membership = self.members.get(&registration);
+        membership.map_or(0, |membership| membership.asked.len() + membership.answered.len())
+    }
+
     /// Whether this registration is a side of any introduction.
     pub fn has_any(&self, registration: RegistrationId) -> bool {
         self.members.contains_key(&registration)

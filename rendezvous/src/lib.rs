@@ -18,17 +18,21 @@
 //! | [`directory`] | who is registered, and open to whom |
 //! | [`introductions`] | introductions, and the channels that live and die with them |
 //! | [`limits`] | what one peer, one source, and all of them may use |
+//! | [`usage`] | what the relay has carried this month |
 //! | [`broker`] | the three together, with leases |
 //! | [`relay::table`], [`relay::reflect`], [`relay::runs`] | bindings, answers to STUN, and what may be forwarded where |
 //!
-//! Beside them [`keyfile`] keeps the server's key, and [`hosts`] judges its addresses.
+//! Beside them [`admission`] decides who may register, [`store`] keeps that, [`control`] is how an operator asks a running server, [`config`] reads the configuration, [`keyfile`] keeps the server's key, and [`hosts`] judges its addresses.
 //!
 //! Shells around them: `signalling` (QUIC on UDP 443), `stream` (TLS on TCP 443), `owner` (the one task that owns the broker),
 //! `relay::shard` (a thread per core on UDP 3478 and 3479), and [`Server`], which starts and stops them all.
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod broker;
+pub mod config;
+pub mod control;
 pub mod directory;
 pub mod hosts;
 pub mod introductions;
@@ -41,10 +45,14 @@ mod ports;
 pub mod relay;
 mod server;
 mod signalling;
+pub mod store;
 mod stream;
+pub mod usage;
 
+pub use config::Config;
 pub use limits::Limits;
 pub use ports::{BindError, Transport};
-pub use server::{Builder, Ports, RelayCount, Server, StartError, TlsPort};
+pub use relay::count::RelayCount;
+pub use server::{Builder, Ports, Server, StartError, TlsPort};
 pub use signalling::EndpointError;
 pub use stream::StreamError;

@@ -1,25 +1,40 @@
 //! The one task that owns the [`Broker`]: connections and relay threads send it what happens, and it sends out what
 //! the broker decides, at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use quinn::Connection;
 use rendezvous_wire::message::{Notice, Register, RegistrationId, Request, close_code, encode};
 use rendezvous_wire::{PeerId, message};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, error};
 
+use crate::admission::Write;
+use crate::admission::gate::Gate;
 use crate::broker::{self, Action, Broker, Departure, StreamBinding};
+use crate::control::{PeerRow, SessionRow, Stats};
 use crate::directory::RegisterError;
+use crate::limits::Limits;
 use crate::relay::bell::Entrance;
-use crate::relay::shard::Command;
-use crate::relay::table::Bound;
+use crate::relay::meters::{Shares, Used};
+use crate::relay::shard::{Command, Report};
+use crate::relay::shares::Arbiter;
+use crate::usage::Month;
+
+/// How often the relay threads are asked what was used.
+const ACCOUNT: Duration = Duration::from_secs(5);
+
+/// The same where it decides who may send how much: a greedy peer has the better of the others for this long.
+const JUDGE: Duration = Duration::from_millis(500);
+
+/// How often that is kept: what a kill may lose of it.
+const SAVE: Duration = Duration::from_secs(30);
 
 /// What a connection tells the owner.
 #[derive(Debug)]
@@ -39,6 +54,22 @@ pub(crate) enum Event {
     Bound(Seat, StreamBinding),
     /// A connection has ended.
     Departed(Seat, Departure),
+    /// A peer is banned: it has nothing more when `done` is told.
+    Ban { peer: PeerId, reason: String, done: oneshot::Sender<()> },
+    /// It is not any more.
+    Unban(PeerId),
+    /// The bounds are others.
+    Limits(Box<Limits>),
+    /// The server goes away in so many seconds.
+    Leave(u32),
+    /// Keep what is not kept yet.
+    Save(oneshot::Sender<()>),
+    /// Who is registered.
+    Peers(oneshot::Sender<Vec<PeerRow>>),
+    /// Which introductions are in force.
+    Sessions(oneshot::Sender<Vec<SessionRow>>),
+    /// The broker's numbers.
+    Stats(oneshot::Sender<Stats>),
 }
 
 /// A registration as one of its connections, the first or a later one, holds it.
@@ -55,6 +86,9 @@ pub(crate) struct Mailbox {
     notices: UnboundedSender<Bytes>,
     queued: Arc<AtomicUsize>,
     most: usize,
+    /// The peer knows of admission and limits.
+    able: bool,
+    since: Instant,
 }
 
 /// The connection itself.
@@ -63,7 +97,7 @@ pub(crate) enum Line {
     /// QUIC.
     Quic(Connection),
     /// A stream, which closes itself with the first code and reason that it hears.
-    Stream { remote: SocketAddr, close: UnboundedSender<(u32, &'static str)> },
+    Stream { remote: SocketAddr, close: UnboundedSender<(u32, String)> },
 }
 
 /// The connection's end: what it has to write.
@@ -73,12 +107,12 @@ pub(crate) struct Outbox {
     queued: Arc<AtomicUsize>,
 }
 
-/// A mailbox that holds `most` bytes of notices at a time.
-pub(crate) fn mailbox(line: Line, most: usize) -> (Mailbox, Outbox) {
+/// A mailbox that holds `most` bytes of notices at a time. `able`: the peer has agreed to [`rendezvous_wire::ADMISSION_ALPN`].
+pub(crate) fn mailbox(line: Line, most: usize, able: bool) -> (Mailbox, Outbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let queued = Arc::new(AtomicUsize::new(0));
     let outbox = Outbox { notices: receiver, queued: queued.clone() };
-    (Mailbox { line, notices: sender, queued, most }, outbox)
+    (Mailbox { line, notices: sender, queued, most, able, since: Instant::now() }, outbox)
 }
 
 impl Mailbox {
@@ -93,11 +127,11 @@ impl Mailbox {
         }
     }
 
-    fn close(&self, code: u32, reason: &'static str) {
+    fn close(&self, code: u32, reason: &str) {
         match &self.line {
             Line::Quic(connection) => connection.close(code.into(), reason.as_bytes()),
             // One that has ended already needs no word.
-            Line::Stream { close, .. } => drop(close.send((code, reason))),
+            Line::Stream { close, .. } => drop(close.send((code, reason.to_owned()))),
         }
     }
 
@@ -142,32 +176,128 @@ pub(crate) struct Owner {
     retired: HashMap<RegistrationId, (u64, Mailbox)>,
     next_connection: u64,
     shards: Vec<Entrance>,
+    gate: Arc<Gate>,
+    accounts: Accounts,
+    /// Whether the relay has nothing to carry, for whoever waits for that.
+    idle: watch::Sender<bool>,
+    leaving: bool,
+    refused: u64,
+}
+
+/// What keys use, asked of the relay threads again and again.
+#[derive(Debug)]
+struct Accounts {
+    arbiter: Arbiter,
+    asked: Instant,
+    /// Between the last two questions.
+    period: Duration,
+    saved: Instant,
+}
+
+impl Accounts {
+    /// When to ask again.
+    fn next(&self) -> Instant {
+        self.asked + if self.arbiter.is_needed() { JUDGE } else { ACCOUNT }
+    }
 }
 
 impl Owner {
-    pub(crate) fn new(broker: Broker, shards: Vec<Entrance>) -> Self {
+    pub(crate) fn new(
+        broker: Broker,
+        shards: Vec<Entrance>,
+        gate: Arc<Gate>,
+        limits: &Limits,
+        idle: watch::Sender<bool>,
+    ) -> Self {
         let (mailboxes, retired) = (HashMap::new(), HashMap::new());
-        Self { broker, mailboxes, retired, next_connection: 0, shards }
+        let arbiter = Arbiter::new(shards.len(), limits.relay_rate(), limits.relay_rate_per_peer());
+        let now = Instant::now();
+        let accounts = Accounts { arbiter, asked: now, period: ACCOUNT, saved: now };
+        let (leaving, refused) = (false, 0);
+        Self { broker, mailboxes, retired, next_connection: 0, shards, gate, accounts, idle, leaving, refused }
     }
 
     /// Runs until nobody can send events any more.
     pub(crate) async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
-        mut bounds: UnboundedReceiver<Bound>,
+        mut reports: UnboundedReceiver<Report>,
     ) {
+        self.tell_shares(&self.accounts.arbiter.start());
         loop {
             let wake_up = self.broker.poll_timeout();
+            let account = self.accounts.next();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.handle(event),
                     None => return,
                 },
-                Some(bound) = bounds.recv() => self.broker.handle_bound(bound.registration, bound.at),
+                Some(report) = reports.recv() => match report {
+                    Report::Bound(bound) => self.broker.handle_bound(bound.registration, bound.at),
+                    Report::Used(shard, used) => self.handle_used(shard, &used),
+                },
                 () = sleep_until(wake_up) => self.broker.handle_timeout(Instant::now()),
+                () = sleep_until(Some(account)) => self.account(),
             }
             self.act();
+            self.idle.send_if_modified(|idle| std::mem::replace(idle, self.broker.is_idle()) != *idle);
         }
+    }
+
+    /// Asks the relay threads what was used.
+    fn account(&mut self) {
+        let now = Instant::now();
+        self.accounts.period = now - self.accounts.asked;
+        self.accounts.asked = now;
+        for shard in &self.shards {
+            shard.tell(Command::Account);
+        }
+        if now >= self.accounts.saved + SAVE {
+            self.save(now);
+        }
+    }
+
+    fn handle_used(&mut self, shard: usize, used: &[(PeerId, Used)]) {
+        let accounts = &mut self.accounts;
+        let verdict = accounts.arbiter.handle_report(shard, used, accounts.period);
+        if let Some(verdict) = verdict {
+            for (entrance, shares) in self.shards.iter().zip(verdict.shares) {
+                entrance.tell(Command::Shares(shares));
+            }
+        }
+        let held_back = self.accounts.arbiter.held_back();
+        let month = Month::of(SystemTime::now());
+        let turned = month > self.broker.usage().month();
+        self.broker.handle_used(used, month, held_back, Instant::now());
+        if turned {
+            self.gate.keep_later(vec![Write::Usage(month, Vec::new())]);
+        }
+    }
+
+    fn tell_shares(&self, shares: &Shares) {
+        for shard in &self.shards {
+            shard.tell(Command::Shares(shares.clone()));
+        }
+    }
+
+    /// Has what was used kept.
+    fn save(&mut self, now: Instant) {
+        self.accounts.saved = now;
+        let usage = self.broker.usage();
+        let (month, unsaved) = (usage.month(), usage.take_unsaved());
+        if !unsaved.is_empty() {
+            self.gate.keep_later(vec![Write::Usage(month, unsaved)]);
+        }
+    }
+
+    fn limit(&mut self, limits: Limits) {
+        let Limits { lease, binding, reflecting, .. } = limits;
+        for shard in &self.shards {
+            shard.tell(Command::Limits { lease, binding, reflecting });
+        }
+        let shares = self.accounts.arbiter.set_limits(limits.relay_rate(), limits.relay_rate_per_peer());
+        self.tell_shares(&shares);
+        self.broker.handle_limits(limits);
     }
 
     fn handle(&mut self, event: Event) {
@@ -183,6 +313,7 @@ impl Owner {
                         self.depart(seat, Departure::Lost, now);
                     }
                 } else {
+                    self.refused += 1;
                     // Whoever is gone does not need to know.
                     let _ = answer.send(result);
                 }
@@ -205,6 +336,69 @@ impl Owner {
                 }
             }
             Event::Departed(seat, how) => self.depart(seat, how, now),
+            Event::Ban { peer, reason, done } => {
+                self.broker.handle_ban(peer, &reason);
+                self.act();
+                let _ = done.send(());
+            }
+            Event::Unban(peer) => self.broker.handle_unban(peer),
+            Event::Limits(limits) => self.limit(*limits),
+            Event::Leave(seconds) => {
+                self.leaving = true;
+                self.broker.handle_leaving(seconds);
+            }
+            Event::Save(done) => {
+                self.save(now);
+                let _ = done.send(());
+            }
+            // Whoever does not wait for the answer any more does not need it.
+            Event::Peers(reply) => drop(reply.send(self.peers(now))),
+            Event::Sessions(reply) => drop(reply.send(self.sessions())),
+            Event::Stats(reply) => drop(reply.send(self.stats())),
+        }
+    }
+
+    fn peers(&mut self, now: Instant) -> Vec<PeerRow> {
+        let mut rows = Vec::new();
+        for (id, (_, mailbox)) in &self.mailboxes {
+            let Some(registration) = self.broker.directory().get(*id) else { continue };
+            rows.push(PeerRow {
+                peer: registration.peer.to_string(),
+                source: mailbox.observed(),
+                over: if matches!(mailbox.line, Line::Quic(_)) { "udp" } else { "tcp" }.to_owned(),
+                seconds: now.saturating_duration_since(mailbox.since).as_secs(),
+                candidates: registration.candidates().len(),
+                channels: self.broker.introductions().count(*id),
+                relayed_this_month: self.broker.used_by(registration.peer),
+            });
+        }
+        rows.sort_by(|one, other| (&one.peer, one.source).cmp(&(&other.peer, other.source)));
+        rows
+    }
+
+    fn sessions(&self) -> Vec<SessionRow> {
+        let peer = |id| self.broker.peer_of(id).map(|peer| peer.to_string()).unwrap_or_default();
+        let rows = self.broker.introductions().iter().map(|(_, asker, target, channel)| SessionRow {
+            asker: peer(asker),
+            target: peer(target),
+            channel: channel.number(),
+        });
+        let mut rows: Vec<_> = rows.collect();
+        rows.sort_by(|one, other| (&one.asker, &one.target, one.channel).cmp(&(&other.asker, &other.target, other.channel)));
+        rows
+    }
+
+    fn stats(&self) -> Stats {
+        let directory = self.broker.directory();
+        let peers: HashSet<PeerId> = directory.iter().map(|(_, registration)| registration.peer).collect();
+        Stats {
+            registrations: directory.len(),
+            peers: peers.len(),
+            sessions: self.broker.introductions().len(),
+            refused: self.refused,
+            relay_share: self.accounts.arbiter.level(),
+            leaving: self.leaving,
+            ..Stats::default()
         }
     }
 
@@ -280,12 +474,23 @@ impl Owner {
                     }
                     self.close_retired(registration);
                 }
+                Action::Dismiss(registration, reason) => {
+                    if let Some((_, mailbox)) = self.mailboxes.remove(&registration) {
+                        mailbox.close(close_code::REFUSED, &reason);
+                    }
+                    if let Some((_, mailbox)) = self.retired.remove(&registration) {
+                        mailbox.close(close_code::REFUSED, &reason);
+                    }
+                }
             }
         }
     }
 
     fn notify(&self, to: RegistrationId, notice: &Notice) {
         let Some((_, mailbox)) = self.mailboxes.get(&to) else { return };
+        if notice.is_of_admission() && !mailbox.able {
+            return;
+        }
         match encode(notice) {
             Ok(bytes) => mailbox.post(bytes.into()),
             Err(message::MessageError::TooLong(length)) => error!(length, "a notice exceeds its bound"),

@@ -3,11 +3,13 @@
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use quinn::Endpoint;
 use rand::RngCore;
 use rendezvous_wire::identity::KeyError;
@@ -17,21 +19,27 @@ use rendezvous_wire::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::admission::gate::Gate;
 use crate::broker::Broker;
+use crate::config::{Admission, Config, Network};
+use crate::control::{self, Desk};
 use crate::hosts;
 use crate::limits::{Limits, SourceBuckets};
 use crate::overflow::Overflow;
-use crate::owner::Owner;
+use crate::owner::{Event, Owner};
 use crate::ports::{self, BindError, Listen};
 use crate::relay::bell::Entrance;
-use crate::relay::shard::{Command, Counters, Links, Office, Shard};
-use crate::relay::table::{Bound, Table};
+use crate::relay::count::{Meter, RelayCount};
+use crate::relay::shard::{Command, Links, Office, Report, Shard};
+use crate::relay::table::Table;
 use crate::signalling::{self, Doors, EndpointError, Shared};
+use crate::store::{Kept, Store, StoreError};
 use crate::stream::{self, StreamError, Streams};
+use crate::usage::{Month, Usage};
 
 /// Events of connections on their way to the owner; a connection waits when there are more.
 const EVENTS: usize = 1_024;
@@ -63,6 +71,9 @@ pub struct Builder {
     hosts: Vec<String>,
     relay_threads: Option<NonZeroUsize>,
     limits: Limits,
+    admission: Admission,
+    state: Option<PathBuf>,
+    control: Option<PathBuf>,
 }
 
 impl Default for Builder {
@@ -77,6 +88,9 @@ impl Default for Builder {
             hosts: Vec::new(),
             relay_threads: None,
             limits: Limits::default(),
+            admission: Admission::default(),
+            state: None,
+            control: None,
         }
     }
 }
@@ -138,6 +152,42 @@ impl Builder {
         self
     }
 
+    /// Who may register.
+    pub fn admission(mut self, admission: Admission) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// Keeps bans, tokens, admissions and what is used in this directory; without one they are forgotten at the end.
+    pub fn state(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.state = Some(directory.into());
+        self
+    }
+
+    /// Answers [`control`] questions at this Unix socket.
+    pub fn control(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.control = Some(socket.into());
+        self
+    }
+
+    /// All that a configuration says, but for its files.
+    pub fn configure(self, config: &Config) -> Self {
+        let Network { listen, port, tls_port, reflection_ports, hosts, alternate_ips, .. } = &config.network;
+        let mut builder = self
+            .port(*port)
+            .tls_port(*tls_port)
+            .reflection_ports(*reflection_ports)
+            .limits(config.limits.clone())
+            .admission(config.admission.clone());
+        builder.listen.clone_from(listen);
+        builder.hosts.clone_from(hosts);
+        builder.relay_threads = config.network.threads();
+        for address in alternate_ips {
+            builder = builder.alternate(*address);
+        }
+        builder
+    }
+
     /// Binds the ports and begins to serve. Must be called within a tokio runtime.
     pub async fn start(self) -> Result<Server, StartError> {
         let key = match self.key {
@@ -162,21 +212,47 @@ impl Builder {
         let host = hosts.remove(0);
         let address = RendezvousAddress { id: key.id(), host, alternatives: hosts, port: signalling.number };
 
-        let (reports, bounds) = unbounded_channel();
+        let month = Month::of(SystemTime::now());
+        let (store, kept) = match &self.state {
+            Some(directory) => {
+                let (store, kept) = Store::open(directory, month)?;
+                (Some(Arc::new(store)), kept)
+            }
+            None => (None, Kept::default()),
+        };
+        // From here on the directory is ours alone, and the socket in it.
+        let control = self.control.map(|path| {
+            let listener = control::listen(&path);
+            listener.map_err(|source| StartError::Control { path, source })
+        });
+        let control = control.transpose()?;
+
+        let (reports, reported) = unbounded_channel();
         let relay = Relay::start(relay, pairs, threads, &self.limits, reports)?;
         let overflow = relay.overflow.clone();
-        let broker = Broker::new(self.limits.clone(), reflection_ports, random());
+        let mut broker = Broker::new(self.limits.clone(), reflection_ports, random());
+        broker.set_usage(Usage::new(month, kept.usage));
+        for peer in kept.records.bans.keys() {
+            broker.handle_ban(*peer, "");
+        }
+        let gate = Arc::new(Gate::new(key.id(), self.admission, kept.records, store));
         let (events, inbox) = mpsc::channel(EVENTS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(Owner::new(broker, relay.shards.clone()).run(inbox, bounds));
+        let (idle, is_idle) = watch::channel(true);
+        let owner = Owner::new(broker, relay.shards.clone(), gate.clone(), &self.limits, idle);
+        tasks.spawn(owner.run(inbox, reported));
 
         tasks.spawn(async move {
             overflow.watch().await;
         });
-        let door = || SourceBuckets::new(self.limits.connecting, keys());
-        let doors = Mutex::new(Doors { proven: door(), unproven: door() });
+        let doors = Mutex::new(Doors::new(&self.limits, [keys(), keys()]));
         let unregistered = AtomicUsize::new(0);
-        let shared = Arc::new(Shared { limits: self.limits, events, doors, unregistered });
+        let limits = ArcSwap::from_pointee(self.limits);
+        let shared = Arc::new(Shared { limits, gate, events, doors, unregistered });
+        if let Some(listener) = control {
+            let (address, meter, since) = (address.clone(), relay.meter.clone(), Instant::now());
+            tasks.spawn(Desk { shared: shared.clone(), address, meter, since }.serve(listener));
+        }
         let mut endpoints = Vec::new();
         for socket in signalling.sockets.into_iter().flatten() {
             let endpoint = signalling::endpoint(&key, socket)?;
@@ -187,14 +263,14 @@ impl Builder {
         let tls_port = tls.as_ref().map(|listening| listening.number);
         if let Some(listening) = tls {
             let shards = relay.shards.clone();
-            let streams = Streams::new(&key, &address.host, shared, shards, closing.subscribe())?;
+            let streams = Streams::new(&key, &address.host, shared.clone(), shards, closing.subscribe())?;
             let streams = Arc::new(streams);
             for listener in listening.sockets {
                 let listener = TcpListener::from_std(listener).map_err(StreamError::from)?;
                 tasks.spawn(stream::accept(listener, streams.clone()));
             }
         }
-        Ok(Server { address, tls_port, reflection_ports, endpoints, closing, tasks, relay })
+        Ok(Server { address, tls_port, reflection_ports, endpoints, closing, shared, is_idle, tasks, relay })
     }
 }
 
@@ -243,6 +319,17 @@ pub enum StartError {
     /// A relay thread.
     #[error("relay thread: {0}")]
     Relay(#[from] io::Error),
+    /// What is kept on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The socket of the live commands.
+    #[error("the socket of the live commands, {}: {source}; name another place with control_socket in [state]", path.display())]
+    Control {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// The ports that a server listens on.
@@ -256,24 +343,6 @@ pub struct Ports {
     pub reflection: [u16; 2],
 }
 
-/// What the relay has done since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct RelayCount {
-    /// Frames forwarded.
-    pub forwarded: u64,
-    /// Bytes of these, headers included.
-    pub forwarded_bytes: u64,
-    /// Runs of frames refused: no such channel, or an end that is not bound.
-    pub refused: u64,
-    /// Runs of frames dropped: a stream that does not keep up.
-    pub dropped: u64,
-    /// STUN answers.
-    pub answered: u64,
-    /// Datagrams that the kernel dropped before the relay saw them: a socket's buffer was full.
-    pub overflowed: u64,
-}
-
 /// A running rendezvous server. Dropped without [`shutdown`](Server::shutdown), it stops without a word to its peers.
 #[derive(Debug)]
 pub struct Server {
@@ -283,6 +352,9 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     /// Tells streams that the server goes away. Each of them listens, so none is left when nobody does.
     closing: watch::Sender<bool>,
+    shared: Arc<Shared>,
+    /// Whether the relay has nothing to carry.
+    is_idle: watch::Receiver<bool>,
     /// The owner of the broker, who accepts at each endpoint, and who watches for drops. None of them ends by itself.
     tasks: JoinSet<()>,
     relay: Relay,
@@ -311,17 +383,27 @@ impl Server {
 
     /// What its relay has done so far.
     pub fn relay_count(&self) -> RelayCount {
-        let sum = |counter: fn(&Counters) -> &AtomicU64| {
-            self.relay.counters.iter().map(|shard| counter(shard).load(Ordering::Relaxed)).sum()
-        };
-        RelayCount {
-            forwarded: sum(|shard| &shard.forwarded),
-            forwarded_bytes: sum(|shard| &shard.forwarded_bytes),
-            refused: sum(|shard| &shard.refused),
-            dropped: sum(|shard| &shard.dropped),
-            answered: sum(|shard| &shard.answered),
-            overflowed: self.relay.overflow.count(),
+        self.relay.meter.count()
+    }
+
+    /// From now on with these limits and this admission. Who is here already stays.
+    pub async fn reload(&self, limits: Limits, admission: Admission) {
+        let Shared { gate, events, doors, .. } = &*self.shared;
+        gate.configure(admission);
+        doors.lock().unwrap_or_else(PoisonError::into_inner).set_limits(&limits);
+        self.shared.limits.store(Arc::new(limits.clone()));
+        // Without an owner the server has failed.
+        let _ = events.send(Event::Limits(Box::new(limits))).await;
+    }
+
+    /// Tells every peer that the server goes away in so many seconds, takes nobody new, and returns when the relay has nothing more to carry, after
+    /// that time at the latest. Peers that know another server move what is relayed there.
+    pub async fn drain(&mut self, seconds: u32) {
+        if self.shared.events.send(Event::Leave(seconds)).await.is_err() {
+            return;
         }
+        let idle = self.is_idle.wait_for(|idle| *idle);
+        let _ = tokio::time::timeout(Duration::from_secs(seconds.into()), idle).await;
     }
 
     /// Resolves if signalling fails while the server runs: a socket has broken for good. What is left to do then is
@@ -336,7 +418,11 @@ impl Server {
             endpoint.close(close_code::SHUTDOWN.into(), b"the server is going away");
         }
         self.closing.send_replace(true);
+        let (saved, is_saved) = oneshot::channel();
         let idle = async {
+            if self.shared.events.send(Event::Save(saved)).await.is_ok() {
+                let _ = is_saved.await;
+            }
             for endpoint in &self.endpoints {
                 endpoint.wait_idle().await;
             }
@@ -364,8 +450,7 @@ impl Drop for Server {
 struct Relay {
     shards: Vec<Entrance>,
     threads: Vec<JoinHandle<()>>,
-    /// One per thread, so that threads do not contend for a cache line.
-    counters: Vec<Arc<Counters>>,
+    meter: Meter,
     overflow: Arc<Overflow>,
 }
 
@@ -381,7 +466,7 @@ impl Relay {
         pairs: Vec<[IpAddr; 2]>,
         threads: usize,
         limits: &Limits,
-        reports: UnboundedSender<Bound>,
+        reports: UnboundedSender<Report>,
     ) -> io::Result<Self> {
         let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
         let overflow = Arc::new(Overflow::of(&ports)?);
@@ -392,16 +477,16 @@ impl Relay {
         }
         let made = columns.into_iter().map(|sockets| Shard::new(sockets, pairs.clone()));
         let (entrances, shards): (Vec<_>, Vec<_>) = made.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
-        let mut relay = Self { shards: entrances, threads: Vec::new(), counters: Vec::new(), overflow };
+        let meter = Meter::new(overflow.clone());
+        let mut relay = Self { shards: entrances, threads: Vec::new(), meter, overflow };
         for (number, shard) in shards.into_iter().enumerate() {
             let mut others = relay.shards.clone();
             others.swap_remove(number);
-            let counters = Arc::new(Counters::default());
-            relay.counters.push(counters.clone());
+            let counters = relay.meter.add();
             let office = Office {
                 table: Table::new(limits.lease, limits.binding),
                 strangers: SourceBuckets::new(limits.reflecting, keys()),
-                links: Links { shards: others, reports: reports.clone() },
+                links: Links { shards: others, reports: reports.clone(), number },
                 counters,
             };
             relay.threads.push(shard.spawn(number, office)?);

@@ -6,22 +6,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::QuicServerConfig;
+use arc_swap::ArcSwap;
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, ReadError, RecvStream,
     SendStream, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use rendezvous_wire::message::{Decoder, MessageError, Request, close_code};
-use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
+use rendezvous_wire::admission::Work;
+use rendezvous_wire::message::{Decoder, MessageError, Notice, Register, Request, close_code, encode};
+use rendezvous_wire::{ADMISSION_ALPN, KeyPair, PeerId, SIGNALLING_ALPN, Token, signalling_alpns, tls};
 use ring::hmac;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::admission::Refusal;
+use crate::admission::gate::{Gate, WORK_TIME};
 use crate::broker::Departure;
-use crate::limits::{Bucket, Limits, Rate, SourceBuckets};
+use crate::directory::RegisterError;
+use crate::limits::{Bucket, Limits, PrefixBuckets, Rate};
 use crate::owner::{Event, Line, Mailbox, Outbox, Seat, mailbox};
 
 /// A peer keeps its connection alive every 15 s or so; three may be lost.
@@ -59,7 +64,8 @@ const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// What every connection shares.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) limits: Limits,
+    pub(crate) limits: ArcSwap<Limits>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) doors: Mutex<Doors>,
     /// Connections that have not registered yet.
@@ -69,8 +75,24 @@ pub(crate) struct Shared {
 /// New connections per source ([`Limits::connecting`]), by whether the source has proved its address.
 #[derive(Debug)]
 pub(crate) struct Doors {
-    pub(crate) proven: SourceBuckets,
-    pub(crate) unproven: SourceBuckets,
+    pub(crate) proven: PrefixBuckets,
+    pub(crate) unproven: PrefixBuckets,
+}
+
+impl Doors {
+    pub(crate) fn new(limits: &Limits, keys: [[u64; 2]; 2]) -> Self {
+        let [proven, unproven] = keys.map(|keys| PrefixBuckets::new(Self::rates(limits), keys));
+        Self { proven, unproven }
+    }
+
+    pub(crate) fn set_limits(&mut self, limits: &Limits) {
+        self.proven.set_rates(Self::rates(limits));
+        self.unproven.set_rates(Self::rates(limits));
+    }
+
+    fn rates(limits: &Limits) -> [Rate; 2] {
+        [limits.connecting, limits.connecting_per_prefix]
+    }
 }
 
 /// Counts a connection among the unregistered ones until it is dropped.
@@ -94,6 +116,7 @@ pub(crate) fn endpoint(key: &KeyPair, socket: UdpSocket) -> Result<Endpoint, End
     let mut tls = tls::server_config(key, None, SIGNALLING_ALPN)?;
     // Nobody resumes: a ticket would only cost memory on both sides.
     tls.send_tls13_tickets = 0;
+    tls.alpn_protocols = signalling_alpns();
     let crypto = QuicServerConfig::try_from(tls).map_err(|_| EndpointError::Cipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport()));
@@ -167,7 +190,7 @@ pub(crate) async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 /// Proven and unproven attempts have quotas of their own: whoever forges an address can spend the second, and then
 /// its owner takes one round trip more, but is not locked out.
 fn screen(endpoint: &Endpoint, incoming: Incoming, shared: &Shared) -> Option<Incoming> {
-    let most = shared.limits.registrations.saturating_add(HANDSHAKES);
+    let most = shared.limits.load().registrations.saturating_add(HANDSHAKES);
     if endpoint.open_connections() >= most {
         incoming.refuse();
         return None;
@@ -202,8 +225,11 @@ enum ServeError {
     NotRegistered,
     #[error("{0}")]
     Message(#[from] MessageError),
-    #[error("refused: {0}")]
-    Refused(#[from] crate::directory::RegisterError),
+    // In these words the peer is told.
+    #[error("{0}")]
+    Refused(#[from] RegisterError),
+    #[error("{0}")]
+    NotAdmitted(#[from] Refusal),
     #[error("the stream was reset")]
     Stream,
     #[error("the peer has finished")]
@@ -218,7 +244,7 @@ impl ServeError {
         match self {
             Self::Message(_) | Self::Identity => close_code::MALFORMED,
             Self::NotRegistered | Self::Handshake => close_code::NOT_REGISTERED,
-            Self::Refused(_) => close_code::REFUSED,
+            Self::Refused(_) | Self::NotAdmitted(_) => close_code::REFUSED,
             Self::Connection(_) | Self::Stream | Self::Finished | Self::Stopping => close_code::SHUTDOWN,
         }
     }
@@ -262,12 +288,20 @@ async fn register_and_serve(
     unregistered: Unregistered<'_>,
 ) -> Result<(), ServeError> {
     let peer = proven_peer(connection).ok_or(ServeError::Identity)?;
+    let able = agreed(connection).as_deref() == Some(ADMISSION_ALPN);
     let first = timeout(REGISTER_TIMEOUT, first_message(connection)).await;
-    let (mut conversation, first) = first.map_err(|_| ServeError::NotRegistered)??;
-    let Request::Register(says) = first else { return Err(ServeError::NotRegistered) };
+    let (mut conversation, token, says) = first.map_err(|_| ServeError::NotRegistered)??;
+    if let Some(work) = shared.gate.work(peer, able)? {
+        conversation.challenge(work).await?;
+    }
+    if shared.gate.take_lapsed(peer) {
+        shared.events.send(Event::Unban(peer)).await.map_err(|_| ServeError::Stopping)?;
+    }
+    let source = connection.remote_address().ip();
+    shared.gate.judge(peer, source, token.as_ref()).await?;
 
-    let (mailbox, outbox): (Mailbox, Outbox) =
-        mailbox(Line::Quic(connection.clone()), shared.limits.queued_bytes);
+    let most = shared.limits.load().queued_bytes;
+    let (mailbox, outbox): (Mailbox, Outbox) = mailbox(Line::Quic(connection.clone()), most, able);
     let (answer, registered) = oneshot::channel();
     let event = Event::Register { peer, says, mailbox, binding: None, answer };
     shared.events.send(event).await.map_err(|_| ServeError::Stopping)?;
@@ -284,11 +318,27 @@ fn proven_peer(connection: &Connection) -> Option<PeerId> {
     tls::proven_identity(&identity)
 }
 
-async fn first_message(connection: &Connection) -> Result<(Conversation, Request), ServeError> {
+/// The protocol that both sides have agreed on.
+fn agreed(connection: &Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+}
+
+/// The registration, and the token that may come before it.
+async fn first_message(
+    connection: &Connection,
+) -> Result<(Conversation, Option<Token>, Register), ServeError> {
     let (send, receive) = connection.accept_bi().await?;
     let mut conversation = Conversation { send, receive, decoder: Decoder::default() };
-    let first = conversation.read().await?;
-    Ok((conversation, first))
+    let mut token = None;
+    let mut first = conversation.read().await?;
+    if let Request::Present(presented) = first {
+        token = Some(presented);
+        first = conversation.read().await?;
+    }
+    match first {
+        Request::Register(says) => Ok((conversation, token, says)),
+        _ => Err(ServeError::NotRegistered),
+    }
 }
 
 /// The one stream of a connection.
@@ -312,6 +362,17 @@ impl Conversation {
                 Some(chunk) => self.decoder.extend(&chunk.bytes),
                 None => return Err(ServeError::Finished),
             }
+        }
+    }
+
+    /// Has the peer work.
+    async fn challenge(&mut self, work: Work) -> Result<(), ServeError> {
+        let notice = encode(&Notice::Challenge(work.challenge))?;
+        self.send.write_all(&notice).await.map_err(|_| ServeError::Stream)?;
+        let answer = timeout(WORK_TIME, self.read()).await.map_err(|_| Refusal::Work)??;
+        match answer {
+            Request::Solve(solution) if work.is_done_by(solution) => Ok(()),
+            _ => Err(Refusal::Work.into()),
         }
     }
 

@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use bytes::Bytes;
 use mio::{Events, Poll, Token};
 use rendezvous_batch::Receiver;
+use rendezvous_wire::PeerId;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, trace};
 
@@ -21,8 +22,9 @@ use super::outbox::{Outbox, Outlets};
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
 use super::socket::Socket;
-use super::table::{Bound, Change, Flow, StreamId, Table, Via};
-use crate::limits::SourceBuckets;
+use super::meters::{Shares, Used};
+use super::table::{Bound, Change, Flow, Passage, StreamId, Table, Via};
+use crate::limits::{Rate, SourceBuckets};
 use crate::stream::outlet::Outlet;
 
 /// Batches taken from one socket before the others get their turn.
@@ -46,6 +48,12 @@ pub(crate) enum Command {
     Stream(StreamId, Arc<Outlet>),
     /// A stream has ended.
     StreamGone(StreamId),
+    /// Keys may send so much.
+    Shares(Shares),
+    /// The bounds are others: lease, bind requests, answers to strangers.
+    Limits { lease: Duration, binding: Rate, reflecting: Rate },
+    /// Tell what was used.
+    Account,
     /// The server is going away.
     Stop,
 }
@@ -64,7 +72,18 @@ pub(crate) struct Links {
     /// Every other shard.
     pub(crate) shards: Vec<Entrance>,
     /// The owner of the leases.
-    pub(crate) reports: UnboundedSender<Bound>,
+    pub(crate) reports: UnboundedSender<Report>,
+    /// This shard's own number.
+    pub(crate) number: usize,
+}
+
+/// What the owner of the leases hears of a shard.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// An authentic bind request has come.
+    Bound(Bound),
+    /// What keys have used at the shard of this number since it was last asked.
+    Used(usize, Vec<(PeerId, Used)>),
 }
 
 /// What a shard has done so far.
@@ -74,6 +93,7 @@ pub(crate) struct Counters {
     pub(crate) forwarded_bytes: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) limited: AtomicU64,
     pub(crate) answered: AtomicU64,
 }
 
@@ -188,6 +208,16 @@ impl Worker {
                 Command::Change(change) => self.office.table.apply(change),
                 Command::Stream(stream, outlet) => drop(self.streams.insert(stream, outlet)),
                 Command::StreamGone(stream) => drop(self.streams.remove(&stream)),
+                Command::Shares(shares) => self.office.table.set_shares(shares),
+                Command::Limits { lease, binding, reflecting } => {
+                    self.office.table.set_limits(lease, binding);
+                    self.office.strangers.set_rate(reflecting);
+                }
+                Command::Account => {
+                    let used = self.office.table.take_used();
+                    let links = &self.office.links;
+                    let _ = links.reports.send(Report::Used(links.number, used));
+                }
                 Command::Stop => return false,
             }
         }
@@ -227,7 +257,7 @@ impl Worker {
         for frames in &records {
             for run in runs(&frames.bytes, frames.segment) {
                 if let Run::Frames { channel, bytes, segment } = run {
-                    let to = office.table.route(channel, frames.from, now);
+                    let to = office.table.carry(channel, frames.from, bytes.len(), now);
                     forward(&mut outbox, streams, &mut tally, to, (bytes, segment, 0));
                 }
             }
@@ -258,7 +288,7 @@ impl Worker {
                             for shard in &links.shards {
                                 shard.tell(Command::Change(Change::Bound(bound)));
                             }
-                            let _ = links.reports.send(bound);
+                            let _ = links.reports.send(Report::Bound(bound));
                         }
                         if let Some(answer) = reaction.answer {
                             outbox.answer(answer, reaction.over.unwrap_or(flow));
@@ -266,7 +296,7 @@ impl Worker {
                         }
                     }
                     Run::Frames { channel, bytes, segment } => {
-                        let to = table.route(channel, arrival.from, now);
+                        let to = table.carry(channel, arrival.from, bytes.len(), now);
                         // Congestion marked on one leg is for the session to hear of.
                         forward(&mut outbox, streams, &mut tally, to, (bytes, segment, arrival.ecn));
                     }
@@ -287,6 +317,7 @@ struct Tally {
     forwarded_bytes: u64,
     refused: u64,
     dropped: u64,
+    limited: u64,
     answered: u64,
 }
 
@@ -297,6 +328,7 @@ impl Tally {
             (&counters.forwarded_bytes, self.forwarded_bytes),
             (&counters.refused, self.refused),
             (&counters.dropped, self.dropped),
+            (&counters.limited, self.limited),
             (&counters.answered, self.answered),
         ] {
             if count > 0 {
@@ -311,19 +343,27 @@ fn forward<'s>(
     outbox: &mut Outbox<'_, 's, Socket>,
     streams: &HashMap<StreamId, Arc<Outlet>>,
     tally: &mut Tally,
-    to: Option<Via>,
+    to: Passage,
     (bytes, segment, ecn): (&'s [u8], usize, u8),
 ) {
-    match to.filter(|_| segment.min(bytes.len()) <= MAX_FRAME) {
-        Some(Via::Udp(to)) => outbox.forward(bytes, segment, ecn, to),
-        Some(Via::Stream(to)) => {
+    match to {
+        Passage::To(_) if segment.min(bytes.len()) > MAX_FRAME => {
+            tally.refused += 1;
+            return;
+        }
+        Passage::To(Via::Udp(to)) => outbox.forward(bytes, segment, ecn, to),
+        Passage::To(Via::Stream(to)) => {
             // A stream that has ended takes nothing, and neither does one that does not keep up.
             if !streams.get(&to).is_some_and(|outlet| outlet.push(bytes, segment)) {
                 tally.dropped += 1;
                 return;
             }
         }
-        None => {
+        Passage::Over => {
+            tally.limited += 1;
+            return;
+        }
+        Passage::Nowhere => {
             tally.refused += 1;
             return;
         }

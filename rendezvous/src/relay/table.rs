@@ -10,10 +10,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rendezvous_wire::PeerId;
 use rendezvous_wire::message::RegistrationId;
 use rendezvous_wire::relay::Channel;
 use rendezvous_wire::stun::{BindRequest, Key, Received};
 
+use super::meters::{MeterId, Meters, Shares, Used};
 use crate::limits::{Bucket, Rate};
 
 /// Both ends of a flow as one relay thread sees it: the other side's address, and how to reach it so that it
@@ -100,6 +102,8 @@ pub enum Change {
         registration: RegistrationId,
         /// Authenticates its bind requests.
         key: Key,
+        /// Whose it is: what it sends is counted under this.
+        peer: PeerId,
     },
     /// This registration has ended. Its channels are closed one by one.
     Remove(RegistrationId),
@@ -114,6 +118,19 @@ pub enum Change {
     Close(Channel),
     /// Another thread has seen a bind request, or a stream has bound itself.
     Bound(Bound),
+    /// Nothing is carried from this key or to it, or it is again.
+    Exhausted(PeerId, bool),
+}
+
+/// What becomes of a run of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// It goes there.
+    To(Via),
+    /// No such channel, or not from its ends, or an end is not bound.
+    Nowhere,
+    /// The sender is over what it may send.
+    Over,
 }
 
 /// What a bind request led to.
@@ -136,6 +153,7 @@ pub struct Table {
     binding: Rate,
     registrations: HashMap<RegistrationId, Registration>,
     channels: Channels,
+    meters: Meters,
 }
 
 type Channels = HashMap<Channel, [End; 2], BuildHasherDefault<NumberHasher>>;
@@ -143,6 +161,7 @@ type Channels = HashMap<Channel, [End; 2], BuildHasherDefault<NumberHasher>>;
 #[derive(Debug)]
 struct Registration {
     key: Key,
+    meter: MeterId,
     requests: Bucket,
     binding: Option<Bound>,
     channels: Vec<Channel>,
@@ -152,6 +171,7 @@ struct Registration {
 #[derive(Debug)]
 struct End {
     member: RegistrationId,
+    meter: MeterId,
     binding: Option<(Via, Instant)>,
 }
 
@@ -164,7 +184,23 @@ impl End {
 impl Table {
     /// An empty table. Bindings live for `lease`; `binding` bounds the bind requests of one registration.
     pub fn new(lease: Duration, binding: Rate) -> Self {
-        Self { lease, binding, registrations: HashMap::new(), channels: HashMap::default() }
+        let (registrations, channels) = (HashMap::new(), HashMap::default());
+        Self { lease, binding, registrations, channels, meters: Meters::default() }
+    }
+
+    /// From now on with this lease and this bound of bind requests.
+    pub fn set_limits(&mut self, lease: Duration, binding: Rate) {
+        (self.lease, self.binding) = (lease, binding);
+    }
+
+    /// From now on keys may send so much.
+    pub fn set_shares(&mut self, shares: Shares) {
+        self.meters.set_shares(shares);
+    }
+
+    /// What keys have used since this was last asked.
+    pub fn take_used(&mut self) -> Vec<(PeerId, Used)> {
+        self.meters.take_used()
     }
 
     /// How many channels are open.
@@ -175,18 +211,23 @@ impl Table {
     /// Takes a change from elsewhere.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Admit { registration, key } => {
-                let fresh =
-                    Registration { key, requests: Bucket::default(), binding: None, channels: Vec::new() };
-                self.registrations.insert(registration, fresh);
+            Change::Admit { registration, key, peer } => {
+                let (requests, channels) = (Bucket::default(), Vec::new());
+                let meter = self.meters.enter(peer);
+                let fresh = Registration { key, meter, requests, binding: None, channels };
+                if let Some(former) = self.registrations.insert(registration, fresh) {
+                    self.meters.leave(former.meter);
+                }
             }
             Change::Remove(registration) => {
                 if let Some(gone) = self.registrations.remove(&registration) {
                     for channel in gone.channels {
                         self.close(channel);
                     }
+                    self.meters.leave(gone.meter);
                 }
             }
+            Change::Exhausted(peer, exhausted) => self.meters.set_exhausted(peer, exhausted),
             Change::Open { channel, members } => self.open(channel, members),
             Change::Close(channel) => self.close(channel),
             Change::Bound(bound) => self.learn(bound),
@@ -226,26 +267,45 @@ impl Table {
     /// Where a frame on `channel` that came from `sender` goes: to the other member's binding, if both are bound and
     /// the sender is one of the two. `None`: nowhere.
     pub fn route(&self, channel: Channel, sender: impl Into<Sender>, now: Instant) -> Option<Via> {
+        self.ends(channel, sender.into(), now).map(|(via, _)| via)
+    }
+
+    /// The same for a run of frames of so many bytes, which are counted.
+    pub fn carry(
+        &mut self,
+        channel: Channel,
+        sender: impl Into<Sender>,
+        bytes: usize,
+        now: Instant,
+    ) -> Passage {
+        match self.ends(channel, sender.into(), now) {
+            None => Passage::Nowhere,
+            Some((via, [from, to])) if self.meters.pass(from, to, bytes, now) => Passage::To(via),
+            Some(_) => Passage::Over,
+        }
+    }
+
+    /// Where to, and the meters of both ends, the sender's first.
+    fn ends(&self, channel: Channel, sender: Sender, now: Instant) -> Option<(Via, [MeterId; 2])> {
         let [one, other] = self.channels.get(&channel)?;
-        let (one, other) = (one.via(now)?, other.via(now)?);
-        match sender.into() {
-            sender if one.is(sender) => Some(other),
-            sender if other.is(sender) => Some(one),
+        let (own, far) = (one.via(now)?, other.via(now)?);
+        match sender {
+            sender if own.is(sender) => Some((far, [one.meter, other.meter])),
+            sender if far.is(sender) => Some((own, [other.meter, one.meter])),
             _ => None,
         }
     }
 
     fn open(&mut self, channel: Channel, members: [RegistrationId; 2]) {
-        if !members.iter().all(|member| self.registrations.contains_key(member)) {
-            return;
-        }
-        let ends = members.map(|member| {
+        let known = members.map(|member| Some((member, self.registrations.get(&member)?.meter)));
+        let [Some(one), Some(other)] = known else { return };
+        let ends = [one, other].map(|(member, meter)| {
             let registration = self.registrations.get_mut(&member);
             let binding = registration.and_then(|registration| {
                 registration.channels.push(channel);
                 registration.binding
             });
-            End { member, binding: binding.map(|bound| (bound.via, bound.at + self.lease)) }
+            End { member, meter, binding: binding.map(|bound| (bound.via, bound.at + self.lease)) }
         });
         self.channels.insert(channel, ends);
     }

@@ -23,7 +23,7 @@ fn channel(number: u32) -> Channel {
 fn table() -> Table {
     let mut table = Table::new(LEASE, Rate::new(64, 16));
     for registration in [A, B, C] {
-        table.apply(Change::Admit { registration, key: key(registration) });
+        table.apply(Change::Admit { registration, key: key(registration), peer: PeerId::from_bytes([registration.0 as u8; 32]) });
     }
     table.apply(Change::Open { channel: channel(1), members: [A, B] });
     table
@@ -167,7 +167,7 @@ fn a_channel_opened_later_knows_the_bindings() {
 fn fresh_bind_requests_beyond_the_rate_are_ignored() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, Rate::new(3, 1));
-    table.apply(Change::Admit { registration: A, key: key(A) });
+    table.apply(Change::Admit { registration: A, key: key(A), peer: PeerId::from_bytes([1; 32]) });
     for _ in 0..10 {
         assert_eq!(bind(&mut table, &datagram(A, 9, &key(B)), flow(1), now), "unauthenticated");
     }

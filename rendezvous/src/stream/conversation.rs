@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use rendezvous_wire::message::{self, MessageError, Request, close_code};
+use rendezvous_wire::message::{self, MessageError, Notice, Register, Request, close_code};
 use rendezvous_wire::stream::{Decoder, Record, RecordError, put_binding, put_close, put_message};
-use rendezvous_wire::{PeerId, tls};
+use rendezvous_wire::{ADMISSION_ALPN, PeerId, Token, tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, UnboundedReceiver, unbounded_channel};
@@ -18,6 +18,8 @@ use tokio_rustls::server::TlsStream;
 
 use super::outlet::Outlet;
 use super::{Admitted, Streams};
+use crate::admission::Refusal;
+use crate::admission::gate::WORK_TIME;
 use crate::broker::{Departure, StreamBinding};
 use crate::directory::RegisterError;
 use crate::limits::Bucket;
@@ -25,7 +27,7 @@ use crate::owner::{Event, Line, Outbox, Seat, mailbox};
 use crate::relay::bell::Entrance;
 use crate::relay::shard::{Command, StreamFrames};
 use crate::relay::table::StreamId;
-use crate::signalling::{IDLE_TIMEOUT, MESSAGES, REGISTER_TIMEOUT, Unregistered};
+use crate::signalling::{IDLE_TIMEOUT, MESSAGES, REGISTER_TIMEOUT, Shared, Unregistered};
 
 /// Bytes read at a time: few of a peer that waits, which then costs little, and more of one that sends much.
 const READ: (usize, usize) = (2 * 1024, 32 * 1024);
@@ -49,10 +51,13 @@ pub(super) enum ConversationError {
     Record(#[from] RecordError),
     #[error("{0}")]
     Message(#[from] MessageError),
-    #[error("refused: {0}")]
+    // In these words the peer is told.
+    #[error("{0}")]
     Refused(#[from] RegisterError),
+    #[error("{0}")]
+    NotAdmitted(#[from] Refusal),
     #[error("{1}")]
-    Told(u32, &'static str),
+    Told(u32, String),
     #[error("the peer has finished")]
     Finished,
     #[error("the peer has gone without a word")]
@@ -69,7 +74,7 @@ impl ConversationError {
         match self {
             Self::Record(_) | Self::Message(_) | Self::Identity => Some(close_code::MALFORMED),
             Self::NotRegistered => Some(close_code::NOT_REGISTERED),
-            Self::Refused(_) => Some(close_code::REFUSED),
+            Self::Refused(_) | Self::NotAdmitted(_) => Some(close_code::REFUSED),
             Self::Told(code, _) => Some(*code),
             Self::Stopping => Some(close_code::SHUTDOWN),
             Self::Io(_) | Self::Finished | Self::Gone | Self::Idle => None,
@@ -89,11 +94,13 @@ pub(super) async fn serve(
     remote: SocketAddr,
     admitted: Admitted,
 ) -> Result<(), ConversationError> {
-    let peer = stream.get_ref().1.peer_certificates().and_then(tls::proven_identity);
+    let session = stream.get_ref().1;
+    let able = session.alpn_protocol() == Some(ADMISSION_ALPN);
+    let peer = session.peer_certificates().and_then(tls::proven_identity);
     let peer = peer.ok_or(ConversationError::Identity)?;
     let streams = admitted.streams.clone();
     let (reader, mut writer) = tokio::io::split(stream);
-    let error = converse(peer, remote, reader, &mut writer, &streams, admitted).await;
+    let error = converse((peer, able), remote, reader, &mut writer, &streams, admitted).await;
     if let Some(code) = error.close_code() {
         let mut last = BytesMut::new();
         put_close(code, &error.to_string(), &mut last);
@@ -107,7 +114,7 @@ pub(super) async fn serve(
 }
 
 async fn converse(
-    peer: PeerId,
+    (peer, able): (PeerId, bool),
     remote: SocketAddr,
     reader: Reader,
     writer: &mut Writer,
@@ -124,14 +131,17 @@ async fn converse(
         Ok(Err(error)) => return error,
         Err(_) => return ConversationError::NotRegistered,
     };
-    let (sequence, says) = first;
-    let Request::Register(says) = says else { return ConversationError::NotRegistered };
+    let (sequence, token, says) = first;
+    if let Err(error) = admit((peer, able), remote, token, &mut records, writer, shared).await {
+        return error;
+    }
 
     let outlet = Arc::new(Outlet::new());
     // Before the registration, whose binding sends frames here.
     let _announced = Announced::new(streams, stream, &outlet);
     let (close, told) = unbounded_channel();
-    let (mailbox, outbox) = mailbox(Line::Stream { remote, close }, shared.limits.queued_bytes);
+    let most = shared.limits.load().queued_bytes;
+    let (mailbox, outbox) = mailbox(Line::Stream { remote, close }, most, able);
     let (answer, registered) = oneshot::channel();
     let binding = Some(StreamBinding { stream, sequence });
     let event = Event::Register { peer, says, mailbox, binding, answer };
@@ -177,19 +187,52 @@ impl Drop for Announced<'_> {
     }
 }
 
-/// The binding and the registration that a stream begins with.
-async fn registration(records: &mut Records) -> Result<(u64, Request), ConversationError> {
+/// The binding and the registration that a stream begins with, and the token that may come before the latter.
+async fn registration(records: &mut Records) -> Result<(u64, Option<Token>, Register), ConversationError> {
     let Record::Binding(sequence) = records.next().await? else {
         return Err(ConversationError::NotRegistered);
     };
-    match records.next().await? {
-        Record::Message(body) => Ok((sequence, message::decode(&body)?)),
+    let mut token = None;
+    let mut first = records.message().await?;
+    if let Request::Present(presented) = first {
+        token = Some(presented);
+        first = records.message().await?;
+    }
+    match first {
+        Request::Register(says) => Ok((sequence, token, says)),
         _ => Err(ConversationError::NotRegistered),
     }
 }
 
+/// Has the peer work where there are many, and judged.
+async fn admit(
+    (peer, able): (PeerId, bool),
+    remote: SocketAddr,
+    token: Option<Token>,
+    records: &mut Records,
+    writer: &mut Writer,
+    shared: &Shared,
+) -> Result<(), ConversationError> {
+    if let Some(work) = shared.gate.work(peer, able)? {
+        let body = message::encode(&Notice::Challenge(work.challenge))?;
+        let mut record = BytesMut::new();
+        put_message(&body, &mut record);
+        writer.write_all(&record).await?;
+        writer.flush().await?;
+        match timeout(WORK_TIME, records.message()).await {
+            Ok(Ok(Request::Solve(solution))) if work.is_done_by(solution) => {}
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(_)) | Err(_) => return Err(Refusal::Work.into()),
+        }
+    }
+    if shared.gate.take_lapsed(peer) {
+        shared.events.send(Event::Unban(peer)).await.map_err(|_| ConversationError::Stopping)?;
+    }
+    Ok(shared.gate.judge(peer, remote.ip(), token.as_ref()).await?)
+}
+
 async fn told_to_end(
-    mut told: UnboundedReceiver<(u32, &'static str)>,
+    mut told: UnboundedReceiver<(u32, String)>,
     mut closing: watch::Receiver<bool>,
 ) -> ConversationError {
     tokio::select! {
@@ -225,6 +268,19 @@ impl Records {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(ConversationError::Idle),
+            }
+        }
+    }
+}
+
+impl Records {
+    /// The next one, which has to be a message; bindings that are renewed meanwhile mean nothing yet.
+    async fn message(&mut self) -> Result<Request, ConversationError> {
+        loop {
+            match self.next().await? {
+                Record::Message(body) => return Ok(message::decode(&body)?),
+                Record::Binding(_) => {}
+                _ => return Err(ConversationError::NotRegistered),
             }
         }
     }

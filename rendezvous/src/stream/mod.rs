@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::{KeyPair, SIGNALLING_ALPN, tls};
+use rendezvous_wire::{ADMISSION_ALPN, KeyPair, SIGNALLING_ALPN, signalling_alpns, tls};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
@@ -93,6 +93,7 @@ impl Streams {
         let mut peers = tls::server_config(key, None, SIGNALLING_ALPN)?;
         // Nobody resumes: a ticket would only cost memory on both sides.
         peers.send_tls13_tickets = 0;
+        peers.alpn_protocols = signalling_alpns();
         Ok(Self {
             shared,
             peers: Arc::new(peers),
@@ -115,7 +116,7 @@ impl Streams {
         drop(doors);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_source = open.unregistered.get(&source).copied().unwrap_or(0);
-        let most = self.shared.limits.registrations.saturating_add(HANDSHAKES);
+        let most = self.shared.limits.load().registrations.saturating_add(HANDSHAKES);
         if open.all >= most || of_source >= UNREGISTERED_PER_SOURCE {
             return None;
         }
@@ -217,7 +218,7 @@ async fn serve(tcp: TcpStream, remote: SocketAddr, admitted: Admitted) -> Result
         let is_peer = start
             .client_hello()
             .alpn()
-            .is_some_and(|mut protocols| protocols.any(|protocol| protocol == SIGNALLING_ALPN));
+            .is_some_and(|mut protocols| protocols.any(|protocol| protocol == SIGNALLING_ALPN || protocol == ADMISSION_ALPN));
         let config = if is_peer { &streams.peers } else { &streams.others };
         Ok::<_, io::Error>((is_peer, start.into_stream(config.clone()).await?))
     };

@@ -124,6 +124,13 @@ pub enum Limit {
     Month(u64),
 }
 
+impl Notice {
+    /// Whether it is only for those that have agreed to [`crate::ADMISSION_ALPN`].
+    pub const fn is_of_admission(&self) -> bool {
+        matches!(self, Self::Challenge(_) | Self::Limited(_) | Self::Leaving(_))
+    }
+}
+
 /// What a peer says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {
