@@ -336,6 +336,136 @@ fn two_sides_are_brought_together_and_nobody_else() {
 }
 
 #[test]
+fn a_ban_ends_everything_of_a_key_and_nothing_of_others() {
+    let now = Instant::now();
+    let mut broker = broker(Limits::default());
+    let [a, b, c] = [1, 2, 3].map(|number| register(&mut broker, number, now));
+    let second = register_process(&mut broker, (1, 2), now);
+    introduce(&mut broker, a, peer(2), now);
+    introduce(&mut broker, b, peer(3), now);
+    broker.handle_departure(second, Departure::Lost, now);
+    drain(&mut broker);
+    broker.handle_ban(peer(1), "too loud");
+    let actions = drain(&mut broker);
+    let dismissed: Vec<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Dismiss(registration, reason) => Some((*registration, reason.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(dismissed, [(a, "too loud")]);
+    assert_eq!(closed(&actions).len(), 1, "b hears of it, and of that alone");
+    assert!(actions.iter().any(|action| matches!(action, Action::Relay(Change::Remove(gone)) if *gone == a)));
+    assert_eq!(broker.introductions().len(), 1);
+    assert!(broker.directory().get(c).is_some());
+    let open = || says(IntroductionPolicy::Anyone);
+    assert_eq!(broker.handle_register(peer(1), address(1), open(), now), Err(RegisterError::Banned));
+    broker.handle_unban(peer(1));
+    assert!(broker.handle_register(peer(1), address(1), open(), now).is_ok());
+}
+
+#[test]
+fn one_that_goes_away_takes_nobody_new_and_keeps_whom_it_has() {
+    let now = Instant::now();
+    let mut broker = broker(Limits::default());
+    let (a, _) = (register(&mut broker, 1, now), register(&mut broker, 2, now));
+    introduce(&mut broker, a, peer(2), now);
+    drain(&mut broker);
+    broker.handle_leaving(9);
+    let actions = drain(&mut broker);
+    let told = actions.iter().filter(|action| matches!(action, Action::Notify(_, Notice::Leaving(9))));
+    assert_eq!(told.count(), 2);
+    let open = || says(IntroductionPolicy::Anyone);
+    assert_eq!(broker.handle_register(peer(3), address(3), open(), now), Err(RegisterError::Leaving));
+    assert_eq!(broker.handle_register(peer(1), address(7), open(), now), Ok(a), "it has moved, and is told again");
+    assert!(drain(&mut broker).iter().any(|action| matches!(action, Action::Notify(_, Notice::Leaving(_)))));
+    introduce(&mut broker, a, peer(2), now);
+    assert_eq!(refusal(&drain(&mut broker)), Some(NotIntroduced::Full));
+    assert!(!broker.is_idle());
+    broker.handle_departure(a, Departure::Goodbye, now);
+    assert!(broker.is_idle());
+}
+
+#[test]
+fn a_key_has_its_bounds_whatever_the_number_of_its_processes() {
+    let now = Instant::now();
+    let limits = Limits {
+        introducing: Rate::new(3, 1),
+        channels_per_peer: 2,
+        candidates: 1,
+        registering: Rate::new(4, 1),
+        ..Limits::default()
+    };
+    let mut broker = broker(limits);
+    register(&mut broker, 2, now);
+    let processes = [1, 2].map(|instance| register_process(&mut broker, (1, instance), now));
+    let mut asked = Vec::new();
+    for ask in 0..4 {
+        drain(&mut broker);
+        introduce(&mut broker, processes[ask % 2], peer(2), now);
+        asked.push(refusal(&drain(&mut broker)));
+    }
+    let too_many = Some(NotIntroduced::TooMany);
+    assert_eq!(asked, [None, None, too_many, too_many]);
+    let third = register(&mut broker, 3, now);
+    drain(&mut broker);
+    introduce(&mut broker, third, peer(2), now);
+    assert_eq!(refusal(&drain(&mut broker)), Some(NotIntroduced::Full), "the target has two channels");
+    let candidate = |port| rendezvous_wire::Candidate::new(rendezvous_wire::CandidateKind::Host, address(port), 1);
+    let crowded = Register { candidates: vec![candidate(1), candidate(2)], ..says(IntroductionPolicy::Anyone) };
+    let refused = broker.handle_register(peer(4), address(4), crowded.clone(), now);
+    assert_eq!(refused, Err(RegisterError::Candidates(1)));
+    broker.handle_request(third, Request::Update(crowded), now).unwrap();
+    assert_eq!(broker.directory().get(third).unwrap().candidates().len(), 2, "one of them, and the observed");
+    let again = || says(IntroductionPolicy::Anyone);
+    let mut results = (0..3).map(|_| broker.handle_register(peer(1), address(1), again(), now));
+    assert!(results.any(|result| result == Err(RegisterError::TooOften)));
+}
+
+#[test]
+fn a_month_that_is_used_up_ends_what_is_relayed_until_the_next() {
+    let now = Instant::now();
+    let november = Month::of(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000));
+    let december = Month::of(SystemTime::UNIX_EPOCH + Duration::from_secs(1_797_000_000));
+    let mut broker = broker(Limits { relay_mb_per_month: 1, ..Limits::default() });
+    broker.set_usage(Usage::new(november, [(peer(1), 900_000)]));
+    register(&mut broker, 1, now);
+    register(&mut broker, 2, now);
+    drain(&mut broker);
+    let used = |sent, dropped| [(peer(1), Used { sent, received: 0, dropped })];
+    let said = |broker: &mut Broker| {
+        let mut said = (0, Vec::new());
+        for action in drain(broker) {
+            match action {
+                Action::Notify(_, Notice::Limited(Limit::Month(1_000_000))) => said.0 += 1,
+                Action::Relay(Change::Exhausted(of, exhausted)) if of == peer(1) => said.1.push(exhausted),
+                other => panic!("{other:?}"),
+            }
+        }
+        said
+    };
+    broker.handle_used(&used(99_999, 0), november, None, now);
+    assert_eq!(said(&mut broker), (0, vec![]));
+    broker.handle_used(&used(1, 0), november, None, now);
+    assert_eq!(said(&mut broker), (1, vec![true]));
+    for _ in 0..5 {
+        broker.handle_used(&used(0, 1_000), november, None, now);
+    }
+    assert_eq!(said(&mut broker), (1, vec![]), "not told for every datagram");
+    broker.handle_used(&used(0, 1_000), november, None, now + TELL);
+    assert_eq!(said(&mut broker), (1, vec![]));
+    broker.handle_departure(broker.directory().of(peer(1))[0], Departure::Goodbye, now);
+    drain(&mut broker);
+    register(&mut broker, 1, now);
+    let actions = drain(&mut broker);
+    assert!(actions.iter().any(|action| matches!(action, Action::Relay(Change::Exhausted(_, true)))), "back with nothing");
+    assert!(actions.iter().any(|action| matches!(action, Action::Notify(_, Notice::Limited(_)))));
+    broker.handle_used(&[], december, None, now);
+    assert_eq!(said(&mut broker), (0, vec![false]));
+}
+
+#[test]
 fn registering_twice_is_an_error() {
     let now = Instant::now();
     let mut broker = broker(Limits::default());
@@ -428,6 +558,7 @@ impl World {
                     }
                 }
                 Action::Evict(registration) => self.leave(registration),
+                Action::Dismiss(..) => panic!("nobody was banned"),
             }
         }
         assert!(told.values().all(|sides| sides.len() == 2), "both sides are told at once");

@@ -63,7 +63,7 @@ pub fn load_or_create(directory: &Path) -> Result<KeyPair, KeyFileError> {
     }
 }
 
-fn load(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
+pub(crate) fn load(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
     let pem = match fs::read_to_string(path) {
         Ok(pem) => pem,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -31,6 +31,7 @@
 
 pub mod admission;
 pub mod broker;
+pub mod checkup;
 pub mod config;
 pub mod control;
 pub mod directory;

@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, info};
 
 /// Socket buffers asked for: 40 ms at 1 Gbit/s. The kernel grants what `net.core.rmem_max` allows.
-const BUFFER_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Tries to find a port that is free on every address, when any will do.
 pub(crate) const ATTEMPTS: usize = 16;

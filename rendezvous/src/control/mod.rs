@@ -305,7 +305,7 @@ mod tests {
         let line = serde_json::to_string(&question).unwrap();
         assert!(!line.contains('\n') && line.contains(&peer.to_string()), "{line}");
         assert_eq!(serde_json::from_str::<Question>(&line).unwrap(), question);
-        assert!(serde_json::from_str::<Question>("{\"ask\":\"peers\",\"all\":1}").is_err());
+        assert!(serde_json::from_str::<Question>("{\"ask\":\"everything\"}").is_err());
     }
 
     #[test]

@@ -1,20 +1,20 @@
-//! Arguments, and what is printed.
+//! `rendezvous serve`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
+use rendezvous::config::{self, Config};
 use rendezvous::{BindError, Server, StartError, TlsPort, Transport, hosts, keyfile};
-use rendezvous_wire::address::ParseAddressError;
-use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
 
-const EXAMPLES: &str = "\
+use super::{Arguments, State, print};
+
+pub(super) const EXAMPLES: &str = "\
 Examples:
   rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open
   rendezvous serve --host rv.example.org      print this name instead of the machine's addresses
@@ -22,41 +22,15 @@ Examples:
                                               an address of each family, where there is no name for both
   rendezvous serve --alternate-ip 192.0.2.8   where the machine has a second address: for peer doctor
   rendezvous serve --port 4433                where port 443 may not be bound
+  rendezvous serve --config ./rendezvous.toml
   rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
-  rendezvous id                               print this server's id";
 
-/// Introduces peers to one another, and relays what they cannot send directly.
-#[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES)]
-pub(crate) struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-    /// Log more; twice for everything.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    verbose: u8,
-    /// Log warnings and errors only.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
-    quiet: bool,
-}
+SIGHUP reads the configuration again. SIGTERM tells the peers, and goes on for a while for what is
+relayed (drain_seconds); a second one, or SIGINT, ends it at once.";
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the server until SIGINT or SIGTERM.
-    #[command(after_help = EXAMPLES)]
-    Serve(Serve),
-    /// Print the server's id, making its key if there is none yet.
-    Id(State),
-}
-
+/// Flags go before the configuration.
 #[derive(Debug, Args)]
-struct State {
-    /// Where the server keeps its key [default: $STATE_DIRECTORY, or rendezvous in the user's data directory].
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct Serve {
+pub(super) struct Serve {
     #[command(flatten)]
     state: State,
     /// Address to listen on; may be repeated [default: all, IPv4 and IPv6].
@@ -66,25 +40,18 @@ struct Serve {
     /// a router filters. At most one IPv4 and one IPv6.
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     alternate_ip: Vec<IpAddr>,
-    /// UDP port of registration and signalling; 0 takes a free one.
-    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_SIGNALLING_PORT)]
-    port: u16,
+    /// UDP port of registration and signalling; 0 takes a free one [default: 443].
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
     /// TCP port for peers whose network blocks UDP, and for HTTPS [default: the number of --port, where peers look for it]. Another number
     /// is for a server behind something that forwards; "off" is for none.
     #[arg(long, value_name = "PORT", value_parser = parse_tls_port)]
     tls_port: Option<TlsPort>,
-    /// UDP ports of STUN and of the relay; 0 takes a free one.
-    #[arg(
-        long,
-        value_name = "PORT,PORT",
-        value_delimiter = ',',
-        num_args = 1,
-        value_parser = clap::value_parser!(u16),
-        default_values_t = DEFAULT_REFLECTION_PORTS
-    )]
+    /// UDP ports of STUN and of the relay; 0 takes a free one [default: 3478,3479].
+    #[arg(long, value_name = "PORT,PORT", value_delimiter = ',', num_args = 1, value_parser = clap::value_parser!(u16))]
     reflection_ports: Vec<u16>,
     /// Names or addresses under which peers find this server, such as its IPv4 and its IPv6 address [default: the machine's own best].
-    #[arg(long = "host", value_name = "NAME,...", value_delimiter = ',', value_parser = parse_host)]
+    #[arg(long = "host", value_name = "NAME,...", value_delimiter = ',', value_parser = config::parse_host)]
     hosts: Vec<String>,
     /// Relay threads [default: one per core].
     #[arg(long, value_name = "N")]
@@ -94,88 +61,54 @@ struct Serve {
     json: bool,
 }
 
-impl Arguments {
-    pub(crate) fn init_logging(&self) {
-        let default = match (self.quiet, self.verbose) {
-            // quinn-udp warns with addresses, which belong at DEBUG.
-            (true, _) => "warn,quinn_udp=error",
-            (false, 0) => "info,quinn_udp=error",
-            (false, 1) => "info,rendezvous=debug",
-            (false, _) => "debug,rendezvous=trace",
-        };
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let ansi = io::stderr().is_terminal();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
-    }
-
-    pub(crate) fn run(self) -> anyhow::Result<()> {
-        match self.command {
-            Command::Serve(serve) => serve.run(),
-            Command::Id(state) => {
-                println!("{}", keyfile::load_or_create(&state.directory()?)?.id());
-                Ok(())
+impl Serve {
+    /// The configuration with the flags in it.
+    fn settle(&self) -> anyhow::Result<Config> {
+        let (mut config, from) = self.state.read()?;
+        if let Some(path) = from {
+            info!(path = %path.display(), "configuration");
+        }
+        let network = &mut config.network;
+        match self.reflection_ports[..] {
+            [] => {}
+            [first, second] if first != second || first == 0 => network.reflection_ports = [first, second],
+            [_, _] => usage("--reflection-ports takes two different ports"),
+            _ => usage("--reflection-ports takes two ports, as in 3478,3479"),
+        }
+        network.port = self.port.unwrap_or(network.port);
+        network.tls_port = self.tls_port.unwrap_or(network.tls_port);
+        network.relay_threads = self.relay_threads.map_or(network.relay_threads, NonZeroUsize::get);
+        for (flag, setting) in
+            [(&self.listen, &mut network.listen), (&self.alternate_ip, &mut network.alternate_ips)]
+        {
+            if !flag.is_empty() {
+                setting.clone_from(flag);
             }
         }
+        if !self.hosts.is_empty() {
+            network.hosts.clone_from(&self.hosts);
+        }
+        Ok(config)
     }
-}
 
-impl State {
-    fn directory(&self) -> anyhow::Result<PathBuf> {
-        if let Some(directory) = &self.state_dir {
-            return Ok(directory.clone());
-        }
-        // systemd separates several with colons; the first is ours.
-        if let Some(directories) = std::env::var_os("STATE_DIRECTORY")
-            && let Some(first) = std::env::split_paths(&directories).next().filter(|path| path.is_absolute())
-        {
-            return Ok(first);
-        }
-        directories::ProjectDirs::from("", "", "rendezvous").map(|own| own.data_dir().to_owned()).ok_or_else(
-            || anyhow!("there is no home directory to keep the key in; name one with --state-dir"),
-        )
-    }
-}
-
-impl Serve {
-    fn run(self) -> anyhow::Result<()> {
-        let key = keyfile::load_or_create(&self.state.directory()?)?;
-        let [first, second] = self.reflection_ports[..] else {
-            usage("--reflection-ports takes two ports, as in 3478,3479")
-        };
-        if first == second && first != 0 {
-            usage("--reflection-ports takes two different ports");
-        }
-        let mut builder = Server::builder().key(key).port(self.port).reflection_ports([first, second]);
-        builder = builder.tls_port(self.tls_port.unwrap_or_default());
-        for address in self.listen {
-            builder = builder.listen(address);
-        }
-        for address in self.alternate_ip {
-            builder = builder.alternate(address);
-        }
-        for host in self.hosts {
-            builder = builder.host(host);
-        }
-        if let Some(threads) = self.relay_threads {
-            builder = builder.relay_threads(threads);
-        }
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.settle()?;
+        let directory = self.state.directory(&config)?;
+        let socket = self.state.socket(&config)?;
+        let key = keyfile::load_or_create(&directory)?;
+        let builder = Server::builder().key(key).configure(&config).state(directory).control(socket);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("the runtime does not start")?;
         runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut signals = Signals::new()?;
             let mut server = builder.start().await.map_err(explain)?;
             announce(&server, self.json)?;
-            let failed = tokio::select! {
-                _ = terminate.recv() => false,
-                _ = interrupt.recv() => false,
-                () = server.failed() => true,
-            };
+            let end = self.until_told(&mut server, &mut signals, config).await;
             let relay = server.relay_count();
             server.shutdown().await;
-            if failed {
+            if end == End::Failed {
                 bail!("signalling has stopped by itself; the log tells why (--verbose tells more)");
             }
             if self.json {
@@ -184,6 +117,7 @@ impl Serve {
                     "forwarded_bytes": relay.forwarded_bytes,
                     "refused": relay.refused,
                     "dropped": relay.dropped,
+                    "limited": relay.limited,
                     "answered": relay.answered,
                     "overflowed": relay.overflowed,
                 });
@@ -192,16 +126,78 @@ impl Serve {
             Ok(())
         })
     }
+
+    /// Runs until it is told to stop, and has.
+    async fn until_told(&self, server: &mut Server, signals: &mut Signals, mut config: Config) -> End {
+        loop {
+            let drains = tokio::select! {
+                _ = signals.hang_up.recv() => {
+                    self.reload(server, &mut config).await;
+                    continue;
+                }
+                _ = signals.terminate.recv() => true,
+                _ = signals.interrupt.recv() => false,
+                () = server.failed() => return End::Failed,
+            };
+            let seconds = u32::try_from(config.drain_seconds).unwrap_or(u32::MAX);
+            if drains && seconds > 0 {
+                info!(seconds, "going away: peers are told, and what is relayed goes on for a while; a second signal ends it at once");
+                tokio::select! {
+                    () = server.drain(seconds) => {}
+                    _ = signals.terminate.recv() => {}
+                    _ = signals.interrupt.recv() => {}
+                }
+            }
+            return End::Told;
+        }
+    }
+
+    /// Takes over what can be changed while it runs, and says what cannot.
+    async fn reload(&self, server: &Server, config: &mut Config) {
+        let new = match self.settle() {
+            Ok(new) => new,
+            Err(error) => {
+                error!(error = format!("{error:#}"), "the configuration stays as it was");
+                return;
+            }
+        };
+        let (now, later) = config.changes(&new);
+        info!(changed = now.join(", "), "the configuration was read again");
+        if !later.is_empty() {
+            warn!(waiting = later.join(", "), "these take effect with the next start only");
+        }
+        if self.json {
+            let event = json!({ "event": "reloaded", "changed": now, "waiting": later });
+            // Without a reader there is nobody to tell.
+            let _ = print(&event.to_string());
+        }
+        server.reload(new.limits.clone(), new.admission.clone()).await;
+        // What waits is said again with the next one.
+        (config.limits, config.admission, config.drain_seconds) = (new.limits, new.admission, new.drain_seconds);
+    }
 }
 
-/// A host as an `rv://` address may name it.
-fn parse_host(text: &str) -> Result<String, ParseAddressError> {
-    let id = PeerId::from_bytes([0; 32]);
-    let host = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).to_owned();
-    let port = DEFAULT_SIGNALLING_PORT;
-    let address = RendezvousAddress { id, host, alternatives: Vec::new(), port };
-    let parsed: RendezvousAddress = address.to_string().parse()?;
-    if parsed == address { Ok(address.host) } else { Err(ParseAddressError::Host) }
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Told,
+    Failed,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 fn parse_tls_port(text: &str) -> Result<TlsPort, String> {
@@ -277,9 +273,3 @@ fn announce(server: &Server, json: bool) -> io::Result<()> {
     print(&text)
 }
 
-/// Prints and flushes: whoever waits for the line reads a pipe.
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()
-}
