@@ -1,12 +1,13 @@
 //! The endpoint: where sessions come from.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::ConnectionError;
 use rendezvous_wire::message::IntroductionPolicy;
-use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
@@ -33,6 +34,7 @@ const GOODBYE: Duration = Duration::from_millis(100);
 pub struct Builder {
     identity: Option<KeyPair>,
     servers: Vec<RendezvousAddress>,
+    tokens: HashMap<PeerId, Token>,
     policy: IntroductionPolicy,
     addresses: Vec<SocketAddr>,
     port_mapping: bool,
@@ -122,6 +124,12 @@ impl Builder {
         self
     }
 
+    /// A token that the operator of this server has given out, presented when registering there.
+    pub fn token(mut self, server: PeerId, token: Token) -> Self {
+        self.tokens.insert(server, token);
+        self
+    }
+
     /// Who may be introduced to this endpoint; anyone by default.
     pub fn policy(mut self, policy: IntroductionPolicy) -> Self {
         self.policy = policy;
@@ -171,13 +179,18 @@ impl Builder {
         let (online_tx, online) = watch::channel(Online::default());
         let (alive, held) = watch::channel(());
         let id = identity.id();
+        let with_token = |server: RendezvousAddress| {
+            let token = self.tokens.get(&server.id).cloned();
+            (server, token)
+        };
+        let servers = self.servers.into_iter().map(with_token).collect();
         let driver = Driver::new(
             identity,
             quinn.clone(),
             socket.clone(),
             outlets,
             self.policy,
-            self.servers,
+            servers,
             accept,
             online_tx,
             held,
@@ -271,6 +284,7 @@ impl Endpoint {
         Builder {
             identity: None,
             servers: Vec::new(),
+            tokens: HashMap::new(),
             policy: IntroductionPolicy::default(),
             addresses: Vec::new(),
             port_mapping: true,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rendezvous_wire::message::{Decoder, Notice, Register, Request, close_code, encode};
-use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
+use rendezvous_wire::{ADMISSION_ALPN, KeyPair, RendezvousAddress, SIGNALLING_ALPN, Token, signalling_alpns, tls};
 
 use crate::config::INITIAL_RTT;
 use crate::signalling::ServerError;
@@ -36,6 +36,8 @@ pub(crate) struct Place {
 pub(crate) struct Registering {
     pub(crate) register: Register,
     pub(crate) sequence: u64,
+    /// To be presented first.
+    pub(crate) token: Option<Token>,
 }
 
 /// How the relay is reached when a registration is in force.
@@ -50,6 +52,8 @@ pub(crate) enum Reached {
 pub(crate) struct Link {
     address: RendezvousAddress,
     line: Line,
+    /// The server knows of tokens and of work.
+    able: bool,
 }
 
 enum Line {
@@ -67,15 +71,29 @@ impl Link {
         match connection.open_bi().await {
             Ok((send, receive)) => {
                 let decoder = Decoder::default();
-                Ok(Self { address, line: Line::Quic { connection, send, receive, decoder, place } })
+                let able = agreed(&connection).as_deref() == Some(ADMISSION_ALPN);
+                Ok(Self { address, line: Line::Quic { connection, send, receive, decoder, place }, able })
             }
             Err(error) => Err(lost(&address, &connection, &error.to_string())),
         }
     }
 
     /// On a stream.
-    pub(crate) fn stream(address: RendezvousAddress, tunnel: Tunnel, conversation: Conversation) -> Self {
-        Self { address, line: Line::Stream { conversation, tunnel: Some(tunnel) } }
+    pub(crate) fn stream(
+        address: RendezvousAddress,
+        tunnel: Tunnel,
+        conversation: Conversation,
+        able: bool,
+    ) -> Self {
+        Self { address, line: Line::Stream { conversation, tunnel: Some(tunnel) }, able }
+    }
+
+    /// Presents a token, where the server knows what that is, and registers.
+    pub(crate) async fn register(&mut self, registering: Registering) -> Result<(), ServerError> {
+        if let Some(token) = registering.token.filter(|_| self.able) {
+            self.send(&Request::Present(token)).await?;
+        }
+        self.send(&Request::Register(registering.register)).await
     }
 
     pub(crate) const fn is_stream(&self) -> bool {
@@ -162,6 +180,11 @@ impl Link {
     }
 }
 
+/// The protocol that both sides have agreed on.
+fn agreed(connection: &Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
 /// Whether the handshake failed over a key: QUIC carries TLS alerts as 0x100 + alert (RFC 9001, section 4.8), and 42 to 49 are
 /// about certificates.
 pub(crate) fn is_wrong_key(error: &ConnectionError) -> bool {
@@ -203,7 +226,8 @@ fn ended(address: &RendezvousAddress, end: End) -> ServerError {
 
 /// QUIC for signalling.
 pub(crate) fn quic_config(identity: &KeyPair, server: &RendezvousAddress) -> Option<quinn::ClientConfig> {
-    let tls = tls::client_config(identity, server.id, SIGNALLING_ALPN).ok()?;
+    let mut tls = tls::client_config(identity, server.id, SIGNALLING_ALPN).ok()?;
+    tls.alpn_protocols = signalling_alpns();
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).ok()?;
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(KEEP_ALIVE));

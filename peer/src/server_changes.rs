@@ -1,6 +1,7 @@
 //! What becomes of an endpoint's rendezvous servers, for whoever wants to know.
 
 use rendezvous_wire::RendezvousAddress;
+use rendezvous_wire::message::Limit;
 use tokio::sync::broadcast;
 
 use crate::signalling::ServerError;
@@ -18,6 +19,10 @@ pub enum ServerState {
     Silent,
     /// It answers again.
     Answers,
+    /// It goes away in so many seconds; another one is used as far as there is one.
+    Leaving(u32),
+    /// One of its limits holds us back.
+    Limited(Limit),
     /// The connection to it is gone. It is tried again until it is back.
     Lost(ServerError),
     /// A connection to it could not be made. It is tried again.

@@ -11,6 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use quinn::{Connection, ConnectionError};
 use rand::Rng as _;
+use rendezvous_wire::admission::{Challenge, Solution, Work};
 use rendezvous_wire::message::{Notice, Request};
 use rendezvous_wire::{KeyPair, RendezvousAddress};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -250,6 +251,11 @@ impl Signalling {
                         notice => notice?,
                     };
                     registered |= matches!(notice, Notice::Registered(_));
+                    if let Notice::Challenge(challenge) = notice {
+                        let solution = shell.work(challenge).await?;
+                        link.send(&Request::Solve(solution)).await?;
+                        continue;
+                    }
                     if let Some(event) = shell.event(notice, &mut link)
                         && shell.events.send(event).await.is_err()
                     {
@@ -478,18 +484,36 @@ impl Shell {
         if self.events.send(event).await.is_err() {
             return Ok(None);
         }
-        let Ok(Registering { register, sequence }) = registering.await else { return Ok(None) };
+        let Ok(registering) = registering.await else { return Ok(None) };
         let mut link = match connected {
             Connected::Quic(connection, place) => Link::quic(self.address.clone(), connection, place).await?,
             Connected::Stream(dialled) => {
                 let (socket, alive) = (self.socket.clone(), self.alive.clone());
                 let answers = (self.index, self.events.clone());
+                let (able, sequence) = (dialled.is_able(), registering.sequence);
                 let (tunnel, conversation) = tunnel::start(*dialled, sequence, socket, answers, alive);
-                Link::stream(self.address.clone(), tunnel, conversation)
+                Link::stream(self.address.clone(), tunnel, conversation, able)
             }
         };
-        link.send(&Request::Register(register)).await?;
+        link.register(registering).await?;
         Ok(Some(link))
+    }
+
+    /// Does the work that the server wants before it registers us.
+    async fn work(&self, challenge: Challenge) -> Result<Solution, ServerError> {
+        let work = Work { challenge, server: self.address.id, peer: self.identity.id() };
+        let late = Instant::now() + Duration::from_secs(challenge.seconds.into());
+        tracing::debug!(server = %self.address.host, bits = challenge.bits, "working for admission");
+        let start = rand::rng().random();
+        let solving = tokio::task::spawn_blocking(move || work.solve(start, || Instant::now() < late));
+        // Whatever keeps it from being done, the server will not have us for now.
+        solving.await.ok().flatten().ok_or_else(|| ServerError::Refused {
+            host: self.address.host.clone(),
+            reason: format!(
+                "too many newcomers at present, and it asks for more work ({} bits) than this machine does in {} s; try again in a while",
+                challenge.bits, challenge.seconds
+            ),
+        })
     }
 
     /// What the driver is told of a notice.

@@ -13,6 +13,9 @@ use crate::world::{SITE_DELAY, World};
 /// The longest that no echo may come, and how soon one must come once the only server listens again, in milliseconds.
 pub const MOST: f64 = 1_000.0;
 
+/// The same where the server has said that it goes away: what it relays has moved before it does.
+pub const MOST_STOPPED: f64 = 250.0;
+
 /// The longest that no echo of a session with a direct path may come, in milliseconds: it is to notice nothing.
 pub const MOST_DIRECT: f64 = 150.0;
 
@@ -45,6 +48,8 @@ impl Pair {
 pub enum Loss {
     /// The process of one of two servers is killed.
     Killed,
+    /// One of two servers is told to stop, and tells its peers.
+    Stopped,
     /// The host of one of two servers is heard of no more: no ICMP, no TCP reset.
     Vanished,
     /// The process of the only server is killed, and started again after this.
@@ -66,6 +71,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.loss {
             Loss::Killed => write!(f, "one_of_two_killed")?,
+            Loss::Stopped => write!(f, "one_of_two_stopped")?,
             Loss::Vanished => write!(f, "one_of_two_vanished")?,
             Loss::Restarted(after) => write!(f, "killed_for_{}_s", after.as_secs())?,
             Loss::Away(after) => write!(f, "away_for_{}_s", after.as_secs())?,
@@ -82,6 +88,7 @@ impl fmt::Display for Case {
 pub fn cases() -> Vec<Case> {
     let losses = [
         Loss::Killed,
+        Loss::Stopped,
         Loss::Vanished,
         Loss::Restarted(Duration::from_secs(5)),
         Loss::Restarted(Duration::from_secs(30)),
@@ -96,6 +103,7 @@ impl Case {
     pub fn most_gap(&self) -> Option<f64> {
         match (self.pair, self.loss) {
             (Pair::Direct, _) => Some(MOST_DIRECT),
+            (_, Loss::Stopped) => Some(MOST_STOPPED),
             (_, Loss::Killed | Loss::Vanished) => Some(MOST),
             (_, Loss::Restarted(_) | Loss::Away(_)) => None,
         }
@@ -129,7 +137,7 @@ pub struct Run {
 pub fn run(seed: u64, case: Case) -> anyhow::Result<Run> {
     let mut world = World::new(seed)?;
     let second = match case.loss {
-        Loss::Killed | Loss::Vanished => Some(world.another_server("second")?),
+        Loss::Killed | Loss::Stopped | Loss::Vanished => Some(world.another_server("second")?),
         Loss::Restarted(_) | Loss::Away(_) => None,
     };
     let config = || SiteConfig::new(case.pair.kind()).delay(SITE_DELAY);
@@ -148,6 +156,7 @@ pub fn run(seed: u64, case: Case) -> anyhow::Result<Run> {
     let mut again = None;
     match case.loss {
         Loss::Killed => world.kill_server()?,
+        Loss::Stopped => world.stop_server()?,
         Loss::Vanished => silence(&world.server_host, true)?,
         Loss::Restarted(after) => {
             world.kill_server()?;

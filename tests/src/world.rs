@@ -91,6 +91,17 @@ impl World {
         Ok(())
     }
 
+    /// Tells the server to stop, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn stop_server(&mut self) -> anyhow::Result<()> {
+        self.server.signal(nix::sys::signal::Signal::SIGTERM)?;
+        self.server.wait(crate::process::PATIENCE)?;
+        Ok(())
+    }
+
     /// Starts a server that has been killed, with the same key.
     ///
     /// # Errors

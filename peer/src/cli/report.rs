@@ -102,6 +102,10 @@ impl Report {
             ServerState::Registered => ("registered", format!("registered at {host}")),
             ServerState::Silent => ("silent", format!("the rendezvous server at {host} does not answer")),
             ServerState::Answers => ("answers", format!("the rendezvous server at {host} answers again")),
+            ServerState::Leaving(seconds) => {
+                ("leaving", format!("the rendezvous server at {host} goes away in {seconds} s"))
+            }
+            ServerState::Limited(limit) => ("limited", format!("the rendezvous server at {host}: {limit}")),
             ServerState::Lost(error) => ("lost", error.to_string()),
             _ => return,
         };

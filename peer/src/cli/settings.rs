@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use peer::service::{Hub, Request, RequestError};
 use peer::{
-    Endpoint, IntroductionPolicy, InviteSecret, KeyPair, PeerId, RendezvousAddress, Session, Ticket, identity,
+    Endpoint, IntroductionPolicy, InviteSecret, KeyPair, PeerId, RendezvousAddress, Session, Ticket, Token, identity,
 };
 
 use super::home::Home;
@@ -31,6 +31,9 @@ pub(super) struct EndpointArguments {
     /// The rendezvous server, as it printed its address; may be given more than once [default: those of `peer init`].
     #[arg(long, env = "PEER_SERVER", value_name = "RV_ADDRESS", value_delimiter = ' ')]
     server: Vec<RendezvousAddress>,
+    /// A token that the server's operator has given out, for servers that `peer init` has none for.
+    #[arg(long, env = "PEER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<Token>,
     #[command(flatten)]
     key: KeyArguments,
     /// Do not ask the router for a port mapping (PCP, NAT-PMP, UPnP).
@@ -93,6 +96,8 @@ pub(super) struct Settings {
     pub(super) home: Option<Home>,
     pub(super) config: Config,
     pub(super) servers: Vec<RendezvousAddress>,
+    /// For servers that the configuration has none for.
+    token: Option<Token>,
     key: PathBuf,
     port_mapping: bool,
     port_mapping_lease: Option<Duration>,
@@ -142,6 +147,7 @@ impl EndpointArguments {
         let asked = if self.no_port_mapping { Some(false) } else { self.port_mapping };
         Ok(Settings {
             servers,
+            token: self.token.clone(),
             key: self.key.path(&config)?,
             port_mapping: asked.or(config.port_mapping).unwrap_or(true),
             port_mapping_lease: self.port_mapping_lease.map(Duration::from_secs),
@@ -187,12 +193,18 @@ impl Settings {
         }
         for server in &self.servers {
             builder = builder.server(server.clone());
+            if let Some(token) = self.config.tokens.get(&server.id).or(self.token.as_ref()) {
+                builder = builder.token(server.id, token.clone());
+            }
         }
         // A ticket may well name our own.
         let mut ids: BTreeSet<PeerId> = self.servers.iter().map(|server| server.id).collect();
         let further = found.into_iter().flat_map(|found| &found.servers);
         for server in further.filter(|server| ids.insert(server.id)) {
             builder = builder.server(server.clone());
+            if let Some(token) = self.config.tokens.get(&server.id) {
+                builder = builder.token(server.id, token.clone());
+            }
         }
         let endpoint = builder.bind().await?;
         let online = tokio::select! {

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use peer::{RendezvousAddress, Ticket};
+use peer::{RendezvousAddress, Ticket, Token};
 use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
@@ -19,6 +19,8 @@ pub(super) const INIT_EXAMPLES: &str = "\
 Examples:
   peer init rv://ID@vps.example
       The address is what `rendezvous serve` printed.
+  peer init rv://ID@vps.example#TOKEN
+      Where the server admits newcomers with a token; also as --token TOKEN.
   peer init TICKET --as nas
       With a ticket: its servers, and whom it leads to.
 
@@ -37,12 +39,15 @@ listens is trusted from then on, by id, until `peer untrust`.";
 
 #[derive(Debug, Args)]
 pub(super) struct InitArguments {
-    /// The rendezvous server's address (rv://...), or a ticket.
+    /// The rendezvous server's address (rv://..., with #TOKEN where it asks for one), or a ticket.
     #[arg(value_name = "RV_ADDRESS|TICKET")]
     place: Place,
     /// The name for whom the ticket leads to.
     #[arg(long = "as", value_name = "ALIAS")]
     alias: Option<Alias>,
+    /// The token that the server's operator has given out.
+    #[arg(long, env = "PEER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<Token>,
     #[command(flatten)]
     key: KeyArguments,
     /// Print the id as a JSON object, and say what happens in JSON objects.
@@ -52,7 +57,7 @@ pub(super) struct InitArguments {
 
 #[derive(Debug, Clone)]
 enum Place {
-    Server(Box<RendezvousAddress>),
+    Server(Box<RendezvousAddress>, Option<Token>),
     Ticket(Box<Ticket>),
 }
 
@@ -63,7 +68,13 @@ impl std::str::FromStr for Place {
         if Ticket::looks_like(text) {
             text.parse().map(|ticket| Self::Ticket(Box::new(ticket))).map_err(|error| error.to_string())
         } else {
-            text.parse().map(|server| Self::Server(Box::new(server))).map_err(|error| error.to_string())
+            let (address, token) = match text.split_once('#') {
+                Some((address, token)) => (address, Some(token)),
+                None => (text, None),
+            };
+            let token = token.map(str::parse::<Token>).transpose().map_err(|error| error.to_string())?;
+            let server = address.parse().map_err(|error: peer::ParseAddressError| error.to_string())?;
+            Ok(Self::Server(Box::new(server), token))
         }
     }
 }
@@ -96,14 +107,23 @@ pub(super) fn init(arguments: &InitArguments) -> Result<(), Failure> {
     let report = Report::new(arguments.json);
     let home = settings::home()?;
     let servers = match &arguments.place {
-        Place::Server(server) => vec![server.as_ref().clone()],
+        Place::Server(server, _) => vec![server.as_ref().clone()],
         Place::Ticket(ticket) => ticket.servers.clone(),
     };
-    if matches!(&arguments.place, Place::Server(_)) && arguments.alias.is_some() {
+    if matches!(&arguments.place, Place::Server(..)) && arguments.alias.is_some() {
         let error = anyhow::anyhow!("--as names the peer that a ticket leads to; this is a server's address");
         return Err(Failure { code: exit::USAGE, error });
     }
     let new = config::add_servers(&home.config, &servers)?;
+    let token = match &arguments.place {
+        Place::Server(_, Some(token)) => Some(token),
+        _ => arguments.token.as_ref(),
+    };
+    if let Some(token) = token {
+        for server in &servers {
+            config::keep_token(&home.config, server.id, token)?;
+        }
+    }
     if let Place::Ticket(ticket) = &arguments.place {
         super::known::keep_ticket(ticket, arguments.alias.as_ref())?;
     }

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use rendezvous_wire::message::Limit;
+
 use crate::server_changes::ServerState;
 use crate::session::{RelayTransport, WeakSession};
 use crate::socket::Route;
@@ -76,6 +78,24 @@ impl Driver {
         }
         self.ask_others(index);
         self.mend_all(now);
+    }
+
+    /// A server goes away in so many seconds: what it relays goes over another one from now on, where there is one, and nothing is asked of it.
+    pub(super) fn server_leaving(&mut self, index: usize, seconds: u32, now: Instant) {
+        let Some(server) = self.servers.get_mut(index) else { return };
+        tracing::info!(host = %server.address.host, seconds, "the rendezvous server goes away");
+        server.leave();
+        self.changes.announce(&server.address, ServerState::Leaving(seconds));
+        self.ask_others(index);
+        self.mend_all(now);
+    }
+
+    /// A limit of a server holds us back.
+    pub(super) fn server_limited(&self, index: usize, limit: Limit) {
+        if let Some(server) = self.servers.get(index) {
+            tracing::warn!(host = %server.address.host, "the rendezvous server: {limit}");
+            self.changes.announce(&server.address, ServerState::Limited(limit));
+        }
     }
 
     /// A server has answered, by its relay or by a registration.

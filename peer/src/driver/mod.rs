@@ -42,7 +42,7 @@ use quinn::{Connection, ConnectionError};
 use rand::Rng as _;
 use rendezvous_wire::message::{IntroductionPolicy, Notice, Registered};
 use rendezvous_wire::stun::{Class, Received, split_username};
-use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
+use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress, Token};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::doctor::BindingLifetime;
@@ -181,7 +181,7 @@ impl Driver {
         socket: Arc<PathSocket>,
         outlets: Outlets,
         policy: IntroductionPolicy,
-        addresses: Vec<RendezvousAddress>,
+        addresses: Vec<(RendezvousAddress, Option<Token>)>,
         accept: mpsc::Sender<Session>,
         online: watch::Sender<Online>,
         alive: watch::Receiver<()>,
@@ -218,10 +218,10 @@ impl Driver {
             shutdown: None,
         };
         let mut known = BTreeSet::new();
-        for address in addresses {
+        for (address, token) in addresses {
             // A server has one registration of this process, however often it is named.
             if known.insert(address.id) {
-                driver.add_server(address);
+                driver.add_server(address, token);
             } else {
                 tracing::warn!(%address, "this server is named twice; only its first address is used");
             }
@@ -324,8 +324,10 @@ impl Driver {
 
     fn handle_notice(&mut self, server: usize, notice: Notice, now: Instant) {
         match notice {
-            // The signalling task turns these into `ServerUp`.
-            Notice::Registered(_) => {}
+            // The signalling task turns the one into `ServerUp`, and answers the other.
+            Notice::Registered(_) | Notice::Challenge(_) => {}
+            Notice::Leaving(seconds) => self.server_leaving(server, seconds, now),
+            Notice::Limited(limit) => self.server_limited(server, limit),
             Notice::Introduction(introduction) => match introduction.request {
                 Some(request) => self.introduced_as_asked(server, request, introduction, now),
                 None => self.introduced_unasked(server, introduction, now),

@@ -12,7 +12,7 @@ use rendezvous_wire::message::{
     IntroductionId, IntroductionPolicy, MAX_POLICY_IDS, Register, Registered, RegistrationId, Request,
 };
 use rendezvous_wire::stun::Received;
-use rendezvous_wire::{PeerId, RendezvousAddress};
+use rendezvous_wire::{PeerId, RendezvousAddress, Token};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::backoff;
@@ -62,6 +62,10 @@ pub(super) struct Server {
     sequence: u64,
     /// The relay is reached over UDP again, and those whom we have sessions with are to hear where we are seen.
     renews: bool,
+    /// It has said that it goes away.
+    leaving: bool,
+    /// Admits us where the server asks for one.
+    token: Option<Token>,
     /// Since when, and until when, the relay is to answer.
     answer_by: Option<(Instant, Instant)>,
     /// When to connect to it anew: it is there again, and so is everybody else.
@@ -188,8 +192,14 @@ impl Server {
         }
     }
 
+    /// Whether another is better used: it does not answer, or goes away.
     pub(super) fn is_doubtful(&self) -> bool {
-        self.vigil.is_doubtful()
+        self.vigil.is_doubtful() || self.leaving
+    }
+
+    /// It goes away.
+    pub(super) const fn leave(&mut self) {
+        self.leaving = true;
     }
 
     /// It has answered. True when that ends a doubt.
@@ -201,7 +211,7 @@ impl Server {
 
     /// Whether TCP is worth a try: the relay is asked over UDP, and does not answer.
     fn tell_deafness(&self) {
-        let unanswered = self.is_doubtful() || self.current().is_some_and(Reflection::is_unanswered);
+        let unanswered = self.vigil.is_doubtful() || self.current().is_some_and(Reflection::is_unanswered);
         let deaf = unanswered && self.current().is_some();
         self.deaf.send_if_modified(|known| std::mem::replace(known, deaf) != deaf);
     }
@@ -272,7 +282,7 @@ impl Server {
 }
 
 impl Driver {
-    pub(super) fn add_server(&mut self, address: RendezvousAddress) {
+    pub(super) fn add_server(&mut self, address: RendezvousAddress, token: Option<Token>) {
         let (requests, requests_rx) = mpsc::channel(REQUEST_QUEUE);
         let (void, urgent) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(true)));
         let (deaf, is_deaf) = watch::channel(false);
@@ -305,6 +315,8 @@ impl Driver {
             streams: Streams::default(),
             sequence: 0,
             renews: false,
+            leaving: false,
+            token,
             answer_by: None,
             return_at: None,
         });
@@ -327,12 +339,13 @@ impl Driver {
     /// What to register at a server.
     pub(super) fn registration(&mut self, server: usize) -> Registering {
         let register = self.register();
-        let mut sequence = 0;
+        let (mut sequence, mut token) = (0, None);
         if let Some(server) = self.servers.get_mut(server) {
             server.uploaded = Some(register.clone());
             sequence = server.next_sequence();
+            token.clone_from(&server.token);
         }
-        Registering { register, sequence }
+        Registering { register, sequence, token }
     }
 
     pub(super) fn register(&self) -> Register {
@@ -398,6 +411,7 @@ impl Driver {
         });
         server.vigil.handle_answer(now);
         server.return_at = None;
+        server.leaving = false;
         self.changes.announce(&server.address, ServerState::Registered);
         let lease = Duration::from_secs(registered.lease.into());
         match reached {
@@ -501,6 +515,7 @@ impl Driver {
         if was_up && urgent {
             server.come_back(urgent, now);
         }
+        server.leaving = false;
         server.state = State::Down(error.clone());
         server.uploaded = None;
         let usable = self.servers.iter().any(|server| !matches!(server.state, State::Down(_)));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendezvous_wire::{KeyPair, RendezvousAddress, SIGNALLING_ALPN, tls};
+use rendezvous_wire::{ADMISSION_ALPN, KeyPair, RendezvousAddress, SIGNALLING_ALPN, signalling_alpns, tls};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
 use tokio::net::TcpStream;
@@ -36,6 +36,13 @@ pub(crate) struct Dialled {
     /// What we are connected to: the server, or the proxy.
     pub(crate) address: SocketAddr,
     pub(crate) through_proxy: bool,
+}
+
+impl Dialled {
+    /// Whether the server knows of tokens and of work.
+    pub(crate) fn is_able(&self) -> bool {
+        self.stream.get_ref().1.alpn_protocol() == Some(ADMISSION_ALPN)
+    }
 }
 
 /// Why there is no stream.
@@ -138,6 +145,7 @@ async fn secure(
 
 fn client_config(server: &RendezvousAddress, identity: &KeyPair) -> Result<ClientConfig, TlsError> {
     let mut config = tls::client_config(identity, server.id, SIGNALLING_ALPN)?;
+    config.alpn_protocols = signalling_alpns();
     // Sent where it is a name, not where it is an address (RFC 6066, section 3).
     config.enable_sni = true;
     Ok(config)

@@ -19,7 +19,7 @@ use rendezvous_wire::message::{
     Registered, Request, RequestId, encode,
 };
 use rendezvous_wire::stun::{BindRequest, Class, Key, Received, TransactionId};
-use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, tls};
+use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, Token, signalling_alpns, tls};
 
 /// Nothing on loopback takes this long unless it never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,20 +73,39 @@ pub(crate) async fn connect_expecting(
     connect_with(server, key, id, TransportConfig::default()).await
 }
 
+/// As a peer of today, which knows of admission.
+pub(crate) async fn connect_able(server: &Server, key: &KeyPair) -> Line {
+    let at = SocketAddr::new(HERE, server.ports().signalling);
+    connect_from(HERE, at, key, server.id(), TransportConfig::default(), &signalling_alpns()).await.unwrap()
+}
+
 pub(crate) async fn connect_with(
     server: &Server,
     key: &KeyPair,
     id: PeerId,
     transport: TransportConfig,
 ) -> Result<Line, ConnectionError> {
+    let at = SocketAddr::new(HERE, server.ports().signalling);
+    connect_from(HERE, at, key, id, transport, &[SIGNALLING_ALPN.to_vec()]).await
+}
+
+/// From an address of this machine to a server.
+pub(crate) async fn connect_from(
+    from: IpAddr,
+    at: SocketAddr,
+    key: &KeyPair,
+    id: PeerId,
+    transport: TransportConfig,
+    alpns: &[Vec<u8>],
+) -> Result<Line, ConnectionError> {
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false);
-    let socket = UdpSocket::bind((HERE, 0)).unwrap();
+    let socket = UdpSocket::bind((from, 0)).unwrap();
     let endpoint = Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
-    let tls = tls::client_config(key, id, SIGNALLING_ALPN).unwrap();
+    let mut tls = tls::client_config(key, id, SIGNALLING_ALPN).unwrap();
+    tls.alpn_protocols = alpns.to_vec();
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     config.transport_config(Arc::new(transport));
-    let at = SocketAddr::new(HERE, server.ports().signalling);
     let connection = endpoint.connect_with(config, at, "rendezvous").unwrap().await?;
     let (send, receive) = connection.open_bi().await?;
     Ok(Line { endpoint, connection, send, receive, decoder: Decoder::default() })
@@ -111,6 +130,32 @@ impl Line {
             }
         };
         tokio::time::timeout(PATIENCE, listening).await.expect("a notice")
+    }
+
+    /// What the server said when it closed the connection.
+    pub(crate) async fn refusal(&self) -> String {
+        let closed = tokio::time::timeout(PATIENCE, self.connection.closed()).await.expect("an end");
+        match closed {
+            ConnectionError::ApplicationClosed(close)
+                if close.error_code == rendezvous_wire::message::close_code::REFUSED.into() =>
+            {
+                String::from_utf8(close.reason.to_vec()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Presents a token, if there is one, and registers; what the server makes of it.
+    pub(crate) async fn register(&mut self, token: Option<&Token>) -> Result<Registered, String> {
+        if let Some(token) = token {
+            self.tell(&Request::Present(token.clone())).await;
+        }
+        self.tell(&Request::Register(open())).await;
+        match self.hear().await {
+            Ok(Notice::Registered(registered)) => Ok(registered),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => Err(self.refusal().await),
+        }
     }
 
     /// The code with which the server closed the connection.
@@ -143,6 +188,13 @@ impl Peer {
         let mut line = connect(server, &key).await;
         line.tell(&Request::Register(says)).await;
         let Ok(Notice::Registered(registered)) = line.hear().await else { panic!("not registered") };
+        Self::on(line, key, registered, HERE).await
+    }
+
+    /// A peer of today.
+    pub(crate) async fn register_able(server: &Server, key: KeyPair) -> Self {
+        let mut line = connect_able(server, &key).await;
+        let registered = line.register(None).await.expect("registered");
         Self::on(line, key, registered, HERE).await
     }
 

@@ -358,6 +358,7 @@ impl Peer {
             Notice::Closed(_) => "hears that the introduction is over".into(),
             Notice::Meet(_, meeting) => format!("hears of doors {:?}", meeting.doors),
             Notice::Go(..) => "hears go".into(),
+            Notice::Challenge(_) | Notice::Limited(_) | Notice::Leaving(_) => format!("hears {notice:?}"),
         });
         match notice {
             Notice::Registered(registered) => {
@@ -389,6 +390,9 @@ impl Peer {
             }
             Notice::Go(introduction, number) => {
                 self.with_ladder(introduction, network, now, |ladder| ladder.handle_go(number, now));
+            }
+            Notice::Challenge(_) | Notice::Limited(_) | Notice::Leaving(_) => {
+                self.violations.push(format!("held back in an open server: {notice:?}"));
             }
         }
     }

@@ -195,7 +195,7 @@ impl Server {
             match action {
                 Action::Relay(change) => self.table.apply(change),
                 Action::Notify(to, notice) => self.notify(to, &notice, now),
-                Action::Evict(_) => self.violations.push("evicted".into()),
+                Action::Evict(_) | Action::Dismiss(..) => self.violations.push("evicted".into()),
             }
         }
         for connection in self.lines.keys().copied().collect::<Vec<_>>() {

@@ -1,12 +1,13 @@
 //! The configuration file: TOML, written by people. An unknown key is an error.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use peer::RendezvousAddress;
+use peer::{PeerId, RendezvousAddress, Token};
 use peer::forward::{BindPattern, TargetPattern};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -20,6 +21,9 @@ pub(in crate::cli) struct Config {
     /// Rendezvous servers to register with.
     #[serde(deserialize_with = "texts")]
     pub(in crate::cli) servers: Vec<RendezvousAddress>,
+    /// By the id of a server, what admits us there.
+    #[serde(deserialize_with = "tokens")]
+    pub(in crate::cli) tokens: BTreeMap<PeerId, Token>,
     /// The key file.
     pub(in crate::cli) key: Option<PathBuf>,
     /// Whether the router is asked for a port mapping.
@@ -112,6 +116,33 @@ pub(in crate::cli) fn add_servers(
     }
     super::replace(path, &document.to_string()).map_err(io)?;
     Ok(new)
+}
+
+/// Keeps the token that admits us at a server, in the place of any other for that server.
+pub(in crate::cli) fn keep_token(path: &Path, server: PeerId, token: &Token) -> Result<(), ConfigError> {
+    let io = |source| ConfigError::Io { path: path.to_owned(), source };
+    let _lock = super::Lock::take(path).map_err(io)?;
+    let text = super::read(path).map_err(io)?.unwrap_or_else(|| FRESH.to_owned());
+    Config::parse(&text, path)?;
+    let mut document: toml_edit::DocumentMut =
+        text.parse().map_err(|error: toml_edit::TomlError| ConfigError::Content {
+            path: path.to_owned(),
+            line: line_of(&text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+    let tokens = document.entry("tokens").or_insert_with(toml_edit::table);
+    tokens[&server.to_string()] = toml_edit::value(token.to_string());
+    super::replace(path, &document.to_string()).map_err(io)
+}
+
+/// Tokens by servers' ids.
+fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<PeerId, Token>, D::Error> {
+    let entry = |(server, token): (String, String)| {
+        let id = server.parse().map_err(|error| de::Error::custom(format!("{server:?}: {error}")))?;
+        // The token itself is told nobody.
+        Ok((id, token.parse().map_err(de::Error::custom)?))
+    };
+    BTreeMap::<String, String>::deserialize(deserializer)?.into_iter().map(entry).collect()
 }
 
 /// How a file that `peer init` makes begins.
@@ -225,6 +256,25 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains("# mine") && text.contains("# for the cellar"), "{text}");
         assert_eq!(Config::load(&path).unwrap().servers, both);
+    }
+
+    #[test]
+    fn a_token_is_kept_beside_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        let server: RendezvousAddress = format!("rv://{ID}@one.example").parse().unwrap();
+        add_servers(&path, std::slice::from_ref(&server)).unwrap();
+        let [first, second] = [[1; 16], [2; 16]].map(Token);
+        for token in [&first, &second] {
+            keep_token(&path, server.id, token).unwrap();
+            assert_eq!(Config::load(&path).unwrap().tokens[&server.id], *token);
+        }
+        let other = format!("rv://{ID}@two.example").parse().unwrap();
+        add_servers(&path, &[other]).unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!((config.servers.len(), config.tokens.len()), (2, 1));
+        let wrong = parse(&format!("[tokens]\n{ID} = \"abc\"\n")).unwrap_err();
+        assert!(wrong.contains("token new") && !wrong.contains("abc\""), "{wrong}");
     }
 
     #[test]
