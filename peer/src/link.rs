@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rendezvous_wire::message::{Decoder, Notice, Register, Request, close_code, encode};
-use rendezvous_wire::{ADMISSION_ALPN, KeyPair, RendezvousAddress, SIGNALLING_ALPN, Token, signalling_alpns, tls};
+use rendezvous_wire::{
+    ADMISSION_ALPN, KeyPair, RendezvousAddress, SIGNALLING_ALPN, Token, signalling_alpns, tls,
+};
 
 use crate::config::INITIAL_RTT;
 use crate::signalling::ServerError;

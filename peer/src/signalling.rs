@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::backoff;
 use crate::driver::Event;
-use crate::link::{Link, Place, Registering, is_wrong_key, quic_config};
+use crate::link::{Link, Place, is_wrong_key, quic_config};
 use crate::resolve::{ATTEMPT_DELAY, has_route, resolve};
 use crate::socket::PathSocket;
 use crate::tunnel::dial::{self, Dialled, StreamError};

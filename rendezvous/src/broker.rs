@@ -208,7 +208,13 @@ impl Broker {
         Ok(registration)
     }
 
-    fn check(&mut self, peer: PeerId, known: bool, says: &Register, now: Instant) -> Result<(), RegisterError> {
+    fn check(
+        &mut self,
+        peer: PeerId,
+        known: bool,
+        says: &Register,
+        now: Instant,
+    ) -> Result<(), RegisterError> {
         if self.banned.contains(&peer) {
             return Err(RegisterError::Banned);
         }

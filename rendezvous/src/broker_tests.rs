@@ -378,7 +378,11 @@ fn one_that_goes_away_takes_nobody_new_and_keeps_whom_it_has() {
     assert_eq!(told.count(), 2);
     let open = || says(IntroductionPolicy::Anyone);
     assert_eq!(broker.handle_register(peer(3), address(3), open(), now), Err(RegisterError::Leaving));
-    assert_eq!(broker.handle_register(peer(1), address(7), open(), now), Ok(a), "it has moved, and is told again");
+    assert_eq!(
+        broker.handle_register(peer(1), address(7), open(), now),
+        Ok(a),
+        "it has moved, and is told again"
+    );
     assert!(drain(&mut broker).iter().any(|action| matches!(action, Action::Notify(_, Notice::Leaving(_)))));
     introduce(&mut broker, a, peer(2), now);
     assert_eq!(refusal(&drain(&mut broker)), Some(NotIntroduced::Full));
@@ -412,8 +416,10 @@ fn a_key_has_its_bounds_whatever_the_number_of_its_processes() {
     drain(&mut broker);
     introduce(&mut broker, third, peer(2), now);
     assert_eq!(refusal(&drain(&mut broker)), Some(NotIntroduced::Full), "the target has two channels");
-    let candidate = |port| rendezvous_wire::Candidate::new(rendezvous_wire::CandidateKind::Host, address(port), 1);
-    let crowded = Register { candidates: vec![candidate(1), candidate(2)], ..says(IntroductionPolicy::Anyone) };
+    let candidate =
+        |port| rendezvous_wire::Candidate::new(rendezvous_wire::CandidateKind::Host, address(port), 1);
+    let crowded =
+        Register { candidates: vec![candidate(1), candidate(2)], ..says(IntroductionPolicy::Anyone) };
     let refused = broker.handle_register(peer(4), address(4), crowded.clone(), now);
     assert_eq!(refused, Err(RegisterError::Candidates(1)));
     broker.handle_request(third, Request::Update(crowded), now).unwrap();
@@ -459,7 +465,10 @@ fn a_month_that_is_used_up_ends_what_is_relayed_until_the_next() {
     drain(&mut broker);
     register(&mut broker, 1, now);
     let actions = drain(&mut broker);
-    assert!(actions.iter().any(|action| matches!(action, Action::Relay(Change::Exhausted(_, true)))), "back with nothing");
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::Relay(Change::Exhausted(_, true)))),
+        "back with nothing"
+    );
     assert!(actions.iter().any(|action| matches!(action, Action::Notify(_, Notice::Limited(_)))));
     broker.handle_used(&[], december, None, now);
     assert_eq!(said(&mut broker), (0, vec![false]));

@@ -98,7 +98,9 @@ pub fn run(config: &Config, directory: &Path, socket: &Path) -> Vec<Finding> {
 fn files(directory: &Path, running: bool) -> Vec<Finding> {
     let key = directory.join(keyfile::FILE_NAME);
     let key = match keyfile::load(&key) {
-        Ok(Some(key)) => Finding::fine(format!("the key is in {}; this server is {}", directory.display(), key.id())),
+        Ok(Some(key)) => {
+            Finding::fine(format!("the key is in {}; this server is {}", directory.display(), key.id()))
+        }
         Ok(None) => match writable(directory) {
             Ok(()) => Finding::fine(format!("the first start will make the key in {}", directory.display())),
             Err(error) => Finding::wrong(
@@ -115,8 +117,11 @@ fn files(directory: &Path, running: bool) -> Vec<Finding> {
         findings.push(match Store::open(directory, Month::of(SystemTime::now())) {
             Ok((_, kept)) => {
                 let records = kept.records;
-                let (bans, admitted, tokens) = (records.bans.len(), records.admitted.len(), records.tokens.len());
-                Finding::fine(format!("the store is sound: {bans} bans, {admitted} admitted, {tokens} tokens"))
+                let (bans, admitted, tokens) =
+                    (records.bans.len(), records.admitted.len(), records.tokens.len());
+                Finding::fine(format!(
+                    "the store is sound: {bans} bans, {admitted} admitted, {tokens} tokens"
+                ))
             }
             Err(error) => Finding::wrong(error.to_string(), String::new()),
         });
@@ -150,7 +155,11 @@ fn addresses(config: &Config) -> Vec<Finding> {
         Ok(ips) => {
             let ips: Vec<String> = ips.iter().map(IpAddr::to_string).collect();
             let shown = ips.join(" and ");
-            Finding::fine(if shown == host { format!("peers are told {host}") } else { format!("peers are told {host}: {shown}") })
+            Finding::fine(if shown == host {
+                format!("peers are told {host}")
+            } else {
+                format!("peers are told {host}: {shown}")
+            })
         }
         Err(error) => Finding::wrong(
             format!("peers are told {host}, which cannot be resolved: {error}"),
@@ -227,9 +236,8 @@ fn wrong_port(error: &BindError) -> Finding {
 fn reaches_itself(host: &str, bound: &ports::Port) -> Finding {
     let token: [u8; 16] = rand::random();
     let arrives = |ip: IpAddr| -> io::Result<bool> {
-        let fits = |socket: &&UdpSocket| {
-            socket.local_addr().is_ok_and(|local| local.is_ipv4() == ip.is_ipv4())
-        };
+        let fits =
+            |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == ip.is_ipv4());
         let Some(socket) = bound.sockets.iter().flatten().find(fits) else { return Ok(false) };
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -292,10 +300,16 @@ fn descriptors(config: &Config) -> Finding {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, _)) if soft >= wanted => Finding::fine(format!("{soft} files may be open")),
         Ok((soft, _)) => Finding::doubtful(
-            format!("{soft} files may be open here; {wanted} are as many as registrations over TCP could need"),
-            format!("LimitNOFILE={wanted} in the systemd unit (this shell may have another limit than the unit), or fewer registrations in [limits]"),
+            format!(
+                "{soft} files may be open here; {wanted} are as many as registrations over TCP could need"
+            ),
+            format!(
+                "LimitNOFILE={wanted} in the systemd unit (this shell may have another limit than the unit), or fewer registrations in [limits]"
+            ),
         ),
-        Err(error) => Finding::doubtful(format!("the limit of open files cannot be read: {error}"), String::new()),
+        Err(error) => {
+            Finding::doubtful(format!("the limit of open files cannot be read: {error}"), String::new())
+        }
     }
 }
 
@@ -306,7 +320,9 @@ fn buffers() -> Finding {
         Some(most) if most >= BUFFER_BYTES => Finding::fine(format!("a socket may buffer {most} bytes")),
         Some(most) => Finding::doubtful(
             format!("a socket may buffer {most} bytes: bursts that fill more are dropped"),
-            format!("echo 'net.core.rmem_max = {BUFFER_BYTES}' > /etc/sysctl.d/60-rendezvous.conf && sysctl --system"),
+            format!(
+                "echo 'net.core.rmem_max = {BUFFER_BYTES}' > /etc/sysctl.d/60-rendezvous.conf && sysctl --system"
+            ),
         ),
         None => Finding::doubtful(format!("{path} cannot be read"), String::new()),
     }
@@ -324,7 +340,10 @@ fn clock(directory: &Path) -> Finding {
         std::fs::metadata(directory.join(name)).and_then(|metadata| metadata.modified()).ok()
     });
     if newest.max().is_some_and(|written| written > now + SLACK) {
-        return Finding::wrong(format!("the clock says {shown}, which is before files of this server were written"), next);
+        return Finding::wrong(
+            format!("the clock says {shown}, which is before files of this server were written"),
+            next,
+        );
     }
     let timesync = Path::new("/run/systemd/timesync");
     if timesync.exists() && !timesync.join("synchronized").exists() {
@@ -356,7 +375,9 @@ mod tests {
     fn a_machine_in_order_has_nothing_wrong_and_reaches_itself() {
         let findings = check(&config());
         assert!(findings.iter().all(|finding| finding.gravity != Gravity::Wrong), "{findings:?}");
-        let reaches = |finding: &Finding| finding.what.starts_with("this machine reaches UDP") && finding.gravity == Gravity::Fine;
+        let reaches = |finding: &Finding| {
+            finding.what.starts_with("this machine reaches UDP") && finding.gravity == Gravity::Fine
+        };
         assert!(findings.iter().any(reaches), "{findings:?}");
     }
 

@@ -79,13 +79,17 @@ pub enum RegisterError {
     #[error("the server is full; try again later, or use another server")]
     Full,
     /// [`Limits::registrations_per_source`].
-    #[error("too many registrations from this address; end some of them, or ask whoever runs the server for more")]
+    #[error(
+        "too many registrations from this address; end some of them, or ask whoever runs the server for more"
+    )]
     Source,
     /// [`Limits::registrations_per_prefix`].
     #[error("too many registrations from the network of this address; ask whoever runs the server for more")]
     Prefix,
     /// [`Limits::registering`].
-    #[error("this peer registers too often; wait a while, and see that its key is not in use on many machines")]
+    #[error(
+        "this peer registers too often; wait a while, and see that its key is not in use on many machines"
+    )]
     TooOften,
     /// [`Limits::candidates`].
     #[error("more than {0} candidates; take addresses from this machine that it does not need")]
@@ -134,7 +138,8 @@ impl Directory {
             return Err(RegisterError::Source);
         }
         let prefix = source.prefix();
-        let leaves_prefix = leaving.and_then(|id| self.get(id)).is_some_and(|gone| gone.source.prefix() == prefix);
+        let leaves_prefix =
+            leaving.and_then(|id| self.get(id)).is_some_and(|gone| gone.source.prefix() == prefix);
         let from_prefix = self.by_prefix.get(&prefix).copied().unwrap_or(0) - usize::from(leaves_prefix);
         if from_prefix >= limits.registrations_per_prefix {
             return Err(RegisterError::Prefix);

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rendezvous_wire::candidate::MAX_CANDIDATES;
 use rendezvous_wire::PeerId;
+use rendezvous_wire::candidate::MAX_CANDIDATES;
 use rendezvous_wire::relay::Channel;
 use serde::{Deserialize, Serialize};
 

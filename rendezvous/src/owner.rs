@@ -214,7 +214,18 @@ impl Owner {
         let now = Instant::now();
         let accounts = Accounts { arbiter, asked: now, period: ACCOUNT, saved: now };
         let (leaving, refused) = (false, 0);
-        Self { broker, mailboxes, retired, next_connection: 0, shards, gate, accounts, idle, leaving, refused }
+        Self {
+            broker,
+            mailboxes,
+            retired,
+            next_connection: 0,
+            shards,
+            gate,
+            accounts,
+            idle,
+            leaving,
+            refused,
+        }
     }
 
     /// Runs until nobody can send events any more.
@@ -384,7 +395,9 @@ impl Owner {
             channel: channel.number(),
         });
         let mut rows: Vec<_> = rows.collect();
-        rows.sort_by(|one, other| (&one.asker, &one.target, one.channel).cmp(&(&other.asker, &other.target, other.channel)));
+        rows.sort_by(|one, other| {
+            (&one.asker, &one.target, one.channel).cmp(&(&other.asker, &other.target, other.channel))
+        });
         rows
     }
 

@@ -93,7 +93,8 @@ impl Store {
     /// When it cannot be, or another process has it.
     pub fn open(directory: &Path, month: Month) -> Result<(Self, Kept), StoreError> {
         let path = directory.join(FILE_NAME);
-        let broken = |source: redb::Error| StoreError::Broken { path: path.clone(), source: Box::new(source) };
+        let broken =
+            |source: redb::Error| StoreError::Broken { path: path.clone(), source: Box::new(source) };
         if !path.exists() {
             create(directory, &path).map_err(|error| match error {
                 redb::Error::Io(source) => StoreError::Directory { path: directory.to_owned(), source },
@@ -107,7 +108,9 @@ impl Store {
         let kept = read(&database, month).map_err(broken)?;
         let (orders, inbox) = channel();
         let place = path.clone();
-        let thread = std::thread::Builder::new().name("store".into()).spawn(move || run(Some(database), &place, &inbox));
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(Some(database), &place, &inbox));
         let thread = thread.map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
         Ok((Self { orders: Some(orders), thread: Some(thread) }, kept))
     }
@@ -229,7 +232,9 @@ fn keep(database: &mut Option<Database>, path: &Path, orders: &[Order]) -> bool 
         Ok(()) if reopened => info!("the store can be written again"),
         Ok(()) => {}
         Err(error) if reopened => tracing::debug!(%error, "the store cannot be written"),
-        Err(error) => error!(path = %path.display(), %error, "the store cannot be written: is the disk full? What needs it is refused"),
+        Err(error) => {
+            error!(path = %path.display(), %error, "the store cannot be written: is the disk full? What needs it is refused")
+        }
     }
     database.is_some()
 }
@@ -296,7 +301,8 @@ mod tests {
 
     fn writes() -> Vec<Write> {
         let peer = |number| PeerId::from_bytes([number; 32]);
-        let token = TokenRecord { hash: [5; 32], uses: 3, used: 1, at: Seconds(7), until: None, note: "x".into() };
+        let token =
+            TokenRecord { hash: [5; 32], uses: 3, used: 1, at: Seconds(7), until: None, note: "x".into() };
         let enrolment = Enrolment { at: Seconds(9), token: Some(4), note: String::new() };
         vec![
             Policy::make_ban(peer(1), None, "no".into(), SystemTime::now()),
@@ -337,6 +343,9 @@ mod tests {
         drop(first);
         std::fs::write(directory.path().join(FILE_NAME), vec![7; 100_000]).unwrap();
         let broken = Store::open(directory.path(), month()).unwrap_err();
-        assert!(matches!(&broken, StoreError::Broken { .. }) && broken.to_string().contains("backup"), "{broken}");
+        assert!(
+            matches!(&broken, StoreError::Broken { .. }) && broken.to_string().contains("backup"),
+            "{broken}"
+        );
     }
 }

@@ -92,7 +92,8 @@ async fn many_who_come_with_one_token_at_once_are_let_in_as_often_as_it_says() {
 async fn an_allow_list_is_extended_and_cut_while_it_runs() {
     let state = tempfile::tempdir().unwrap();
     let (listed, other) = (key(), key());
-    let server = serve_in(state.path(), Admission { allow: vec![listed.id()], ..mode(Mode::AllowList) }).await;
+    let server =
+        serve_in(state.path(), Admission { allow: vec![listed.id()], ..mode(Mode::AllowList) }).await;
     register(&server, &listed, None).await.unwrap();
     let refused = register(&server, &other, None).await.unwrap_err();
     assert!(refused.contains(&format!("rendezvous admit {}", other.id())), "{refused}");
@@ -146,7 +147,13 @@ async fn a_ban_ends_registration_and_relay_at_once_and_outlives_the_server() {
 async fn in_a_flood_newcomers_work_and_those_who_are_known_do_not() {
     let known = key();
     // Reached with the eleventh newcomer, since they are counted over ten seconds.
-    let admission = Admission { allow: vec![known.id()], work_above: 1, work_bits: 8, work_most_bits: 12, ..Admission::default() };
+    let admission = Admission {
+        allow: vec![known.id()],
+        work_above: 1,
+        work_bits: 8,
+        work_most_bits: 12,
+        ..Admission::default()
+    };
     let server = builder().admission(admission).start().await.unwrap();
     let mut challenged = 0;
     for _ in 0..40 {
@@ -227,10 +234,15 @@ async fn a_service_of_the_operators_decides_once_for_each_peer() {
     let (member, stranger) = (key(), key());
     let id = member.id().to_string();
     let service = service(move |request| {
-        let body = if request.contains(&id) { "{\"admit\":true}" } else { "{\"admit\":false,\"reason\":\"no member\"}" };
+        let body = if request.contains(&id) {
+            "{\"admit\":true}"
+        } else {
+            "{\"admit\":false,\"reason\":\"no member\"}"
+        };
         Some(http("200 OK", body))
     });
-    let server = builder().admission(called_out(&service.url, OnFailure::Refuse, 5_000)).start().await.unwrap();
+    let server =
+        builder().admission(called_out(&service.url, OnFailure::Refuse, 5_000)).start().await.unwrap();
     for _ in 0..3 {
         register(&server, &member, None).await.unwrap();
         let refused = register(&server, &stranger, None).await.unwrap_err();
@@ -274,20 +286,22 @@ async fn a_server_that_goes_away_tells_its_peers_and_waits_for_what_it_relays() 
     let (id, signalling) = (server.id(), server.ports().signalling);
     tokio::spawn(async move {
         server.drain(600).await;
-        let _ = ended.send(());
-        server.shutdown().await;
+        // It stays for as long as the test looks.
+        let _ = ended.send(server);
     });
     assert!(matches!(a.line.hear().await, Ok(Notice::Leaving(600))));
     let at = std::net::SocketAddr::new(HERE, signalling);
-    let newcomer = connect_from(HERE, at, &key(), id, Default::default(), &rendezvous_wire::signalling_alpns());
-    let refused = newcomer.await.unwrap().register(None).await.unwrap_err();
+    let (newcomer, alpns) = (key(), rendezvous_wire::signalling_alpns());
+    let mut line = connect_from(HERE, at, &newcomer, id, Default::default(), &alpns).await.unwrap();
+    let refused = line.register(None).await.unwrap_err();
     assert!(refused.contains("going away") && refused.contains("another"), "{refused}");
     // What is relayed goes on; the peer of old has heard nothing that it does not know.
     a.socket.send_to(&frame(&introduction, &[7]), a.relay).await.unwrap();
     assert_eq!(b.receive().await, frame(&introduction, &[7]));
     a.line.tell(&Request::Close(introduction.introduction)).await;
     assert!(matches!(b.line.hear().await, Ok(Notice::Closed(_))));
-    tokio::time::timeout(PATIENCE, has_ended).await.expect("nothing is left to wait for").unwrap();
+    let ended = tokio::time::timeout(PATIENCE, has_ended).await;
+    ended.expect("nothing is left to wait for").expect("the server").shutdown().await;
 }
 
 #[tokio::test]

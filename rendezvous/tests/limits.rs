@@ -77,7 +77,9 @@ async fn a_key_that_registers_too_often_is_told_and_others_are_not_held_up() {
         let line = connect_able(&server, &hasty).await.register(None).await;
         refused.extend(line.err());
     }
-    assert!(!refused.is_empty() && refused.iter().all(|said| said.contains("too often") && said.contains("wait")));
+    assert!(
+        !refused.is_empty() && refused.iter().all(|said| said.contains("too often") && said.contains("wait"))
+    );
     connect_able(&server, &key()).await.register(None).await.unwrap();
 }
 
@@ -97,7 +99,8 @@ async fn too_many_candidates_are_refused() {
 
 #[tokio::test]
 async fn channels_of_a_key_and_introductions_of_a_prefix_are_bounded() {
-    let limits = Limits { channels_per_peer: 2, introducing_per_prefix: Rate::new(5, 1), ..Limits::default() };
+    let limits =
+        Limits { channels_per_peer: 2, introducing_per_prefix: Rate::new(5, 1), ..Limits::default() };
     let server = serve_with(limits).await;
     let mut a = Peer::register(&server).await;
     let mut targets = Vec::new();
@@ -202,7 +205,8 @@ async fn a_full_relay_is_shared_and_a_greedy_key_starves_nobody() {
     // The greedy one has the relay for itself first.
     let alone = greedy.send(2_000_000, before).await;
     assert!(alone >= 200_000, "{alone}: nobody else wants it");
-    let all = tokio::join!(greedy.send(2_000_000, lasts), modest.send(40_000, lasts), other.send(40_000, lasts));
+    let all =
+        tokio::join!(greedy.send(2_000_000, lasts), modest.send(40_000, lasts), other.send(40_000, lasts));
     let (of_greedy, of_modest, of_other) = all;
     assert!(of_modest >= 130_000 && of_other >= 130_000, "{all:?}: 160,000 each");
     assert!(of_greedy >= of_modest, "{all:?}: what they leave is its own");

@@ -132,7 +132,8 @@ fn the_default_configuration_is_printed_and_can_be_used() {
     let output = run(program(state.path()).args(["config", "default"]));
     assert!(output.status.success());
     let path = configure(state.path(), &String::from_utf8(output.stdout).unwrap());
-    let shown = |config: &Path| run(program(state.path()).args(["config", "show", "--config"]).arg(config)).stdout;
+    let shown =
+        |config: &Path| run(program(state.path()).args(["config", "show", "--config"]).arg(config)).stdout;
     let empty = state.path().join("empty.toml");
     std::fs::write(&empty, "").unwrap();
     assert_eq!(String::from_utf8(shown(&path)).unwrap(), String::from_utf8(shown(&empty)).unwrap());
@@ -148,7 +149,10 @@ fn a_configuration_that_is_missing_or_wrong_stops_every_command_and_is_named() {
         assert!(missing.status.code() == Some(1) && said.contains("/nonexistent.toml"), "{command}: {said}");
         let unknown = run(program(state.path()).args([command, "--config"]).arg(&wrong));
         let said = String::from_utf8(unknown.stderr).unwrap();
-        assert!(unknown.status.code() == Some(1) && said.contains("line 3") && said.contains("`host`"), "{command}: {said}");
+        assert!(
+            unknown.status.code() == Some(1) && said.contains("line 3") && said.contains("`host`"),
+            "{command}: {said}"
+        );
     }
 }
 
@@ -170,7 +174,10 @@ fn a_flag_goes_before_the_configuration_and_a_signal_has_it_read_again() {
     };
     assert_ne!(line()["signalling_port"], 1);
     let hang_up = || Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
-    configure(state.path(), &format!("drain_seconds = 3\n{LOCAL}relay_threads = 9\n[limits]\nregistrations = 0\n"));
+    configure(
+        state.path(),
+        &format!("drain_seconds = 3\n{LOCAL}relay_threads = 9\n[limits]\nregistrations = 0\n"),
+    );
     assert!(hang_up().success());
     let reloaded = line();
     assert_eq!(reloaded["event"], "reloaded");
@@ -262,6 +269,7 @@ fn commands_speak_to_a_running_server_and_say_so_when_there_is_none() {
         asking.args(["peers", "--state-dir"]).arg(state.path()).uid(65534).gid(65534).env_clear();
         let denied = run(asking.stderr(Stdio::piped()));
         assert_eq!(denied.status.code(), Some(1));
-        assert!(String::from_utf8(denied.stderr).unwrap().contains("sudo"));
+        let said = String::from_utf8(denied.stderr).unwrap();
+        assert!(said.contains("sudo"), "{said}");
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use peer::service::{Hub, Request, RequestError};
 use peer::{
-    Endpoint, IntroductionPolicy, InviteSecret, KeyPair, PeerId, RendezvousAddress, Session, Ticket, Token, identity,
+    Endpoint, IntroductionPolicy, InviteSecret, KeyPair, PeerId, RendezvousAddress, Session, Ticket, Token,
+    identity,
 };
 
 use super::home::Home;

@@ -83,16 +83,21 @@ impl Service {
     ) -> Result<(), Refusal> {
         let now = Instant::now();
         let lasts = Duration::from_secs(settings.cache_seconds);
-        let kept = self.state().kept.get(&peer).filter(|(at, _)| now < *at + lasts).map(|(_, answer)| answer.clone());
+        let kept = self
+            .state()
+            .kept
+            .get(&peer)
+            .filter(|(at, _)| now < *at + lasts)
+            .map(|(_, answer)| answer.clone());
         let answer = match kept {
             Some(answer) => Ok(answer),
             None => self.ask_anew(settings, peer, source, server).await,
         };
         match answer {
             Ok(Answer { admit: true, .. }) => Ok(()),
-            Ok(Answer { reason, .. }) => {
-                Err(Refusal::CalledOut(reason.chars().take(MOST_REASON).filter(|c| !c.is_control()).collect()))
-            }
+            Ok(Answer { reason, .. }) => Err(Refusal::CalledOut(
+                reason.chars().take(MOST_REASON).filter(|c| !c.is_control()).collect(),
+            )),
             Err(error) => {
                 self.tell(settings, &error, now);
                 match settings.on_failure {

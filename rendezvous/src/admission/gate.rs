@@ -34,7 +34,12 @@ pub(crate) struct Gate {
 pub(crate) struct NotKept;
 
 impl Gate {
-    pub(crate) fn new(server: PeerId, settings: Admission, records: Records, store: Option<Arc<Store>>) -> Self {
+    pub(crate) fn new(
+        server: PeerId,
+        settings: Admission,
+        records: Records,
+        store: Option<Arc<Store>>,
+    ) -> Self {
         let policy = Mutex::new(Policy::new(settings, records));
         Self { server, policy, service: Service::new(), making: tokio::sync::Mutex::default(), store }
     }
@@ -64,7 +69,12 @@ impl Gate {
     }
 
     /// Judges a peer that has done its work. What has to be on disk is when this returns.
-    pub(crate) async fn judge(&self, peer: PeerId, source: IpAddr, token: Option<&Token>) -> Result<(), Refusal> {
+    pub(crate) async fn judge(
+        &self,
+        peer: PeerId,
+        source: IpAddr,
+        token: Option<&Token>,
+    ) -> Result<(), Refusal> {
         let verdict = self.policy().judge(peer, token, SystemTime::now());
         match verdict {
             Verdict::Admit => {}

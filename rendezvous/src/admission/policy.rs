@@ -34,7 +34,9 @@ pub enum Refusal {
     #[error("this server admits only peers that it knows; ask whoever runs it for `rendezvous admit {0}`")]
     NotListed(PeerId),
     /// [`Mode::Token`], and it presents none.
-    #[error("this server admits newcomers with a token only; ask whoever runs it for one, then: peer init rv://...#TOKEN")]
+    #[error(
+        "this server admits newcomers with a token only; ask whoever runs it for one, then: peer init rv://...#TOKEN"
+    )]
     TokenNeeded,
     /// No such token, or it was withdrawn.
     #[error("this server does not know the token; ask whoever runs it for another one")]
@@ -49,13 +51,19 @@ pub enum Refusal {
     #[error("this server does not admit this peer{}; ask whoever runs it", because(.0))]
     CalledOut(String),
     /// The operator's service says nothing.
-    #[error("this server cannot tell at present whether it admits this peer; try again in a while, or tell whoever runs it")]
+    #[error(
+        "this server cannot tell at present whether it admits this peer; try again in a while, or tell whoever runs it"
+    )]
     NoAnswer,
     /// Work was asked for, and not done in time, or not right.
-    #[error("too many newcomers at present, and the work that was asked for was not done; try again in a while")]
+    #[error(
+        "too many newcomers at present, and the work that was asked for was not done; try again in a while"
+    )]
     Work,
     /// Work would be asked for, of a peer that knows nothing of it.
-    #[error("too many newcomers at present, and this peer is too old to prove itself by work; try again in a while, or update it")]
+    #[error(
+        "too many newcomers at present, and this peer is too old to prove itself by work; try again in a while, or update it"
+    )]
     TooOld,
     /// The store cannot be written.
     #[error("the server cannot write to its disk; tell whoever runs it")]

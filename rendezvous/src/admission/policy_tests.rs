@@ -82,7 +82,10 @@ fn a_ban_says_why_and_how_long_and_ends() {
     let mut policy = policy(Mode::Open);
     policy.apply(&[Policy::make_ban(peer(5), Some(Duration::from_secs(60)), "too loud".into(), time(0))]);
     let said = policy.bar(peer(5), time(59)).unwrap().to_string();
-    assert!(said.contains("too loud") && said.contains("2023-11-14T22:14:20Z") && said.contains("ask"), "{said}");
+    assert!(
+        said.contains("too loud") && said.contains("2023-11-14T22:14:20Z") && said.contains("ask"),
+        "{said}"
+    );
     assert!(!policy.take_lapsed(peer(5), time(59)));
     assert_eq!(policy.bar(peer(5), time(60)), None);
     assert!(policy.take_lapsed(peer(5), time(60)) && !policy.take_lapsed(peer(5), time(60)));

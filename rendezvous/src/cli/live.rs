@@ -34,13 +34,17 @@ Examples:
     #[command(subcommand)]
     Token(Token),
     /// Who is registered.
-    #[command(after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json | jq -r '.peers[].peer'")]
+    #[command(
+        after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json | jq -r '.peers[].peer'"
+    )]
     Peers(Asking),
     /// Who has been introduced to whom, with a relay channel.
     #[command(after_help = "Example:\n  rendezvous sessions")]
     Sessions(Asking),
     /// Numbers.
-    #[command(after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json | jq .stats.registrations")]
+    #[command(
+        after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json | jq .stats.registrations"
+    )]
     Stats(Asking),
 }
 
@@ -213,7 +217,8 @@ fn as_text(answer: &Answer, done: &str) -> String {
         Answer::Sessions(rows) => table(rows, "nobody has been introduced"),
         Answer::Stats(stats) => {
             let serde_json::Value::Object(numbers) = json!(stats) else { return String::new() };
-            let lines: Vec<String> = numbers.iter().map(|(name, value)| format!("{name:<24} {}", plain(value))).collect();
+            let lines: Vec<String> =
+                numbers.iter().map(|(name, value)| format!("{name:<24} {}", plain(value))).collect();
             lines.join("\n")
         }
     }
@@ -231,7 +236,9 @@ fn table(rows: &[impl Serialize], empty: &str) -> String {
     let Some(first) = rows.first() else { return empty.to_owned() };
     let names: Vec<&String> = first.keys().collect();
     let mut lines = vec![names.iter().map(|name| name.replace('_', " ")).collect::<Vec<_>>()];
-    let cell = |row: &serde_json::Map<String, serde_json::Value>, name: &str| row.get(name).map_or_else(String::new, plain);
+    let cell = |row: &serde_json::Map<String, serde_json::Value>, name: &str| {
+        row.get(name).map_or_else(String::new, plain)
+    };
     lines.extend(rows.iter().map(|row| names.iter().map(|name| cell(row, name)).collect()));
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..names.len()).map(width).collect();
@@ -247,7 +254,9 @@ fn plain(value: &serde_json::Value) -> String {
         serde_json::Value::Null => "-".to_owned(),
         serde_json::Value::String(text) if text.is_empty() => "-".to_owned(),
         serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or(0.0)),
+        serde_json::Value::Number(number) if number.is_f64() => {
+            format!("{:.1}", number.as_f64().unwrap_or(0.0))
+        }
         other => other.to_string(),
     }
 }

@@ -13,7 +13,6 @@ use rendezvous::config::{self, Config, ConfigError};
 use rendezvous::{control, keyfile};
 use tracing_subscriber::EnvFilter;
 
-
 const EXAMPLES: &str = "\
 Examples:
   rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open

@@ -141,7 +141,10 @@ impl Serve {
             };
             let seconds = u32::try_from(config.drain_seconds).unwrap_or(u32::MAX);
             if drains && seconds > 0 {
-                info!(seconds, "going away: peers are told, and what is relayed goes on for a while; a second signal ends it at once");
+                info!(
+                    seconds,
+                    "going away: peers are told, and what is relayed goes on for a while; a second signal ends it at once"
+                );
                 tokio::select! {
                     () = server.drain(seconds) => {}
                     _ = signals.terminate.recv() => {}
@@ -173,7 +176,8 @@ impl Serve {
         }
         server.reload(new.limits.clone(), new.admission.clone()).await;
         // What waits is said again with the next one.
-        (config.limits, config.admission, config.drain_seconds) = (new.limits, new.admission, new.drain_seconds);
+        (config.limits, config.admission, config.drain_seconds) =
+            (new.limits, new.admission, new.drain_seconds);
     }
 }
 
@@ -272,4 +276,3 @@ fn announce(server: &Server, json: bool) -> io::Result<()> {
     }
     print(&text)
 }
-

@@ -7,7 +7,9 @@ fn parse(text: &str) -> Result<Config, String> {
 /// The file with what is commented out as an example in force.
 fn with_examples() -> String {
     let uncomment = |line: &str| match line.strip_prefix("# ") {
-        Some(example) if example.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => example.to_owned(),
+        Some(example) if example.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => {
+            example.to_owned()
+        }
         _ => line.to_owned(),
     };
     DEFAULT.lines().map(uncomment).collect::<Vec<_>>().join("\n")
@@ -45,7 +47,10 @@ fn the_page_for_operators_has_every_key_and_no_other() {
 #[test]
 fn an_error_names_the_file_and_the_line() {
     let unknown = parse("[limits]\n\nregistration = 5\n").unwrap_err();
-    assert!(unknown.starts_with("rendezvous.toml, line 3: ") && unknown.contains("`registration`"), "{unknown}");
+    assert!(
+        unknown.starts_with("rendezvous.toml, line 3: ") && unknown.contains("`registration`"),
+        "{unknown}"
+    );
     let section = parse("[limit]\n").unwrap_err();
     assert!(section.contains("line 1") && section.contains("limit"), "{section}");
     let kind = parse("[network]\nport = \"https\"\n").unwrap_err();
@@ -63,13 +68,18 @@ fn an_error_names_the_file_and_the_line() {
 #[test]
 fn a_missing_file_is_an_error() {
     let missing = Config::load(Path::new("/nonexistent/rendezvous.toml")).unwrap_err().to_string();
-    assert!(missing.contains("/nonexistent/rendezvous.toml") && missing.contains("config default"), "{missing}");
+    assert!(
+        missing.contains("/nonexistent/rendezvous.toml") && missing.contains("config default"),
+        "{missing}"
+    );
 }
 
 #[test]
 fn what_can_be_reloaded_is_told_from_what_cannot() {
     let before = Config::default();
-    let after = parse("drain_seconds = 1\n[network]\nport = 4433\ntls_port = 8443\n[limits]\nconnecting = { burst = 1, per_second = 1 }\n");
+    let after = parse(
+        "drain_seconds = 1\n[network]\nport = 4433\ntls_port = 8443\n[limits]\nconnecting = { burst = 1, per_second = 1 }\n",
+    );
     let (now, later) = before.changes(&after.unwrap());
     assert_eq!(now, ["drain_seconds", "limits.connecting"]);
     assert_eq!(later, ["network.port", "network.tls_port"]);

@@ -12,9 +12,7 @@ use std::time::Duration;
 use rendezvous_wire::address::ParseAddressError;
 use rendezvous_wire::admission::MOST_BITS;
 use rendezvous_wire::candidate::MAX_CANDIDATES;
-use rendezvous_wire::{
-    DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress,
-};
+use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Limits;
@@ -263,21 +261,43 @@ impl Config {
     pub fn contradiction(&self) -> Option<(&'static str, String)> {
         let (network, admission, limits) = (&self.network, &self.admission, &self.limits);
         let [first, second] = network.reflection_ports;
-        let families = |ip: &IpAddr| network.alternate_ips.iter().filter(|other| other.is_ipv4() == ip.is_ipv4()).count();
+        let families = |ip: &IpAddr| {
+            network.alternate_ips.iter().filter(|other| other.is_ipv4() == ip.is_ipv4()).count()
+        };
         let callout = admission.mode == Mode::Callout;
         let bits = admission.work_most_bits;
         let url = &admission.callout.url;
         let checks: [(bool, &'static str, String); 10] = [
             (first == second && first != 0, "reflection_ports", "takes two different ports".into()),
-            (network.alternate_ips.iter().any(|ip| families(ip) > 1), "alternate_ips", "at most one IPv4 and one IPv6 address".into()),
-            (callout && url.is_empty(), "mode", "\"callout\" needs the url of your service in [admission.callout]".into()),
-            (!url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://"), "url", "begins with http:// or https://".into()),
+            (
+                network.alternate_ips.iter().any(|ip| families(ip) > 1),
+                "alternate_ips",
+                "at most one IPv4 and one IPv6 address".into(),
+            ),
+            (
+                callout && url.is_empty(),
+                "mode",
+                "\"callout\" needs the url of your service in [admission.callout]".into(),
+            ),
+            (
+                !url.is_empty() && !url.starts_with("http://") && !url.starts_with("https://"),
+                "url",
+                "begins with http:// or https://".into(),
+            ),
             (!(1..=30_000).contains(&admission.callout.timeout_ms), "timeout_ms", "from 1 to 30000".into()),
-            (bits > MOST_BITS, "work_most_bits", format!("at most {MOST_BITS}: peers refuse to work for more")),
+            (
+                bits > MOST_BITS,
+                "work_most_bits",
+                format!("at most {MOST_BITS}: peers refuse to work for more"),
+            ),
             (admission.work_bits > bits, "work_bits", format!("more than work_most_bits, which is {bits}")),
             (limits.candidates > MAX_CANDIDATES, "candidates", format!("at most {MAX_CANDIDATES}")),
             (!(30..=3_600).contains(&limits.lease.as_secs()), "lease_seconds", "from 30 to 3600".into()),
-            (limits.queued_bytes < 32 * 1024, "queued_bytes", "at least 32768: a notice may have half of that".into()),
+            (
+                limits.queued_bytes < 32 * 1024,
+                "queued_bytes",
+                "at least 32768: a notice may have half of that".into(),
+            ),
         ];
         checks.into_iter().find(|(wrong, ..)| *wrong).map(|(_, key, message)| (key, message))
     }
@@ -339,7 +359,8 @@ pub fn parse_host(text: &str) -> Result<String, ParseAddressError> {
 
 fn read_hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let hosts = Vec::<String>::deserialize(deserializer)?;
-    let host = |text: String| parse_host(&text).map_err(|error| de::Error::custom(format!("{text:?}: {error}")));
+    let host =
+        |text: String| parse_host(&text).map_err(|error| de::Error::custom(format!("{text:?}: {error}")));
     hosts.into_iter().map(host).collect()
 }
 

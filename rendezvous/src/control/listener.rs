@@ -140,8 +140,12 @@ impl Desk {
             Question::Admitted => Answer::Admitted(admitted(&records)),
             Question::Banned => Answer::Banned(banned(&records)),
             Question::Peers => self.of_owner(Event::Peers).await.map_or_else(stopping, Answer::Peers),
-            Question::Sessions => self.of_owner(Event::Sessions).await.map_or_else(stopping, Answer::Sessions),
-            Question::Stats => self.stats().await.map_or_else(stopping, |stats| Answer::Stats(Box::new(stats))),
+            Question::Sessions => {
+                self.of_owner(Event::Sessions).await.map_or_else(stopping, Answer::Sessions)
+            }
+            Question::Stats => {
+                self.stats().await.map_or_else(stopping, |stats| Answer::Stats(Box::new(stats)))
+            }
         })
     }
 

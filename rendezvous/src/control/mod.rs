@@ -259,7 +259,9 @@ pub enum AskError {
     #[error("the server has not answered: {0}")]
     Broken(#[from] io::Error),
     /// An answer of another version.
-    #[error("the server's answer cannot be read, so it is of another version than this program; restart it: {0}")]
+    #[error(
+        "the server's answer cannot be read, so it is of another version than this program; restart it: {0}"
+    )]
     Version(#[from] serde_json::Error),
 }
 
@@ -277,13 +279,19 @@ pub fn ask(path: &Path, question: &Question) -> Result<Answer, AskError> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(question)?;
     line.push('\n');
-    stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
-    BufReader::new(stream.take(MOST_ANSWER)).read_line(&mut answer)?;
-    if answer.is_empty() {
-        return Err(AskError::Denied { path: path.to_owned() });
+    let written = stream.write_all(line.as_bytes());
+    let read = written.and_then(|()| BufReader::new(stream.take(MOST_ANSWER)).read_line(&mut answer));
+    // A server that does not let us ask hangs up at once.
+    let hung_up = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    };
+    match read {
+        Ok(0) => Err(AskError::Denied { path: path.to_owned() }),
+        Err(error) if hung_up(&error) => Err(AskError::Denied { path: path.to_owned() }),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(serde_json::from_str(&answer)?),
     }
-    Ok(serde_json::from_str(&answer)?)
 }
 
 fn write_id<S: Serializer>(id: &PeerId, serializer: S) -> Result<S::Ok, S::Error> {

@@ -108,8 +108,7 @@ impl Meters {
             return id;
         }
         let pace = self.shares.of(peer).map(Pace::new);
-        let fresh =
-            Meter { peer, holders: 1, pace, full_at: None, exhausted: false, used: Used::default() };
+        let fresh = Meter { peer, holders: 1, pace, full_at: None, exhausted: false, used: Used::default() };
         let id = match self.free.pop() {
             Some(place) => {
                 self.all[place as usize] = fresh;

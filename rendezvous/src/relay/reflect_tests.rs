@@ -24,7 +24,11 @@ struct Server {
 impl Server {
     fn new(reflecting: Rate) -> Self {
         let mut table = Table::new(Duration::from_secs(60), Rate::new(1_000_000, 1_000_000));
-        table.apply(table::Change::Admit { registration: A, key: key(), peer: rendezvous_wire::PeerId::from_bytes([1; 32]) });
+        table.apply(table::Change::Admit {
+            registration: A,
+            key: key(),
+            peer: rendezvous_wire::PeerId::from_bytes([1; 32]),
+        });
         let strangers = SourceBuckets::new(reflecting, [1, 2]);
         Self { table, strangers, origins: origins(true), now: Instant::now() }
     }

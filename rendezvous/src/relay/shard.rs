@@ -17,12 +17,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, trace};
 
 use super::bell::{Entrance, Inside, entrance};
+use super::meters::{Shares, Used};
 use super::origin::Origins;
 use super::outbox::{Outbox, Outlets};
 use super::reflect::handle_stun;
 use super::runs::{Run, runs};
 use super::socket::Socket;
-use super::meters::{Shares, Used};
 use super::table::{Bound, Change, Flow, Passage, StreamId, Table, Via};
 use crate::limits::{Rate, SourceBuckets};
 use crate::stream::outlet::Outlet;

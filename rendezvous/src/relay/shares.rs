@@ -116,9 +116,11 @@ impl Arbiter {
             let held_back = used.dropped > 0 || a_second(used.sent) > allowed / 100 * CONTENT;
             if held_back { most } else { a_second(used.sent) }
         };
-        self.level = self.total.and_then(|total| level(total, sent.values().map(|at| wants(of(at))).collect()));
+        self.level =
+            self.total.and_then(|total| level(total, sent.values().map(|at| wants(of(at))).collect()));
         let each = self.level.unwrap_or(most).min(most);
-        let mut shares = vec![Shares { each: (each < u64::MAX).then_some(each), other: HashMap::new() }; self.threads];
+        let mut shares =
+            vec![Shares { each: (each < u64::MAX).then_some(each), other: HashMap::new() }; self.threads];
         for (peer, at) in &sent {
             let all = of(at);
             if at.iter().filter(|used| used.sent + used.dropped > 0).count() < 2 {

@@ -23,7 +23,11 @@ fn channel(number: u32) -> Channel {
 fn table() -> Table {
     let mut table = Table::new(LEASE, Rate::new(64, 16));
     for registration in [A, B, C] {
-        table.apply(Change::Admit { registration, key: key(registration), peer: PeerId::from_bytes([registration.0 as u8; 32]) });
+        table.apply(Change::Admit {
+            registration,
+            key: key(registration),
+            peer: PeerId::from_bytes([registration.0 as u8; 32]),
+        });
     }
     table.apply(Change::Open { channel: channel(1), members: [A, B] });
     table

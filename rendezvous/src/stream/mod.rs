@@ -215,10 +215,9 @@ async fn serve(tcp: TcpStream, remote: SocketAddr, admitted: Admitted) -> Result
     let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
     let handshake = async {
         let start = hello.await?;
-        let is_peer = start
-            .client_hello()
-            .alpn()
-            .is_some_and(|mut protocols| protocols.any(|protocol| protocol == SIGNALLING_ALPN || protocol == ADMISSION_ALPN));
+        let is_peer = start.client_hello().alpn().is_some_and(|mut protocols| {
+            protocols.any(|protocol| protocol == SIGNALLING_ALPN || protocol == ADMISSION_ALPN)
+        });
         let config = if is_peer { &streams.peers } else { &streams.others };
         Ok::<_, io::Error>((is_peer, start.into_stream(config.clone()).await?))
     };

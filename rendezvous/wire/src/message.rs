@@ -112,10 +112,14 @@ pub enum Notice {
 #[non_exhaustive]
 pub enum Limit {
     /// It sends more over the relay than one peer may; the rest is dropped. With bytes a second.
-    #[error("the relay carries {0} bytes a second for one peer, and drops what is more; a direct path has no such limit")]
+    #[error(
+        "the relay carries {0} bytes a second for one peer, and drops what is more; a direct path has no such limit"
+    )]
     Bandwidth(u64),
     /// The relay is full, and everybody has the same share. With bytes a second.
-    #[error("the relay is full: {0} bytes a second is everybody's share at present, and it drops what is more")]
+    #[error(
+        "the relay is full: {0} bytes a second is everybody's share at present, and it drops what is more"
+    )]
     Share(u64),
     /// What the relay carries for one peer in a month is used up. With bytes.
     #[error(

@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use peer::{PeerId, RendezvousAddress, Token};
 use peer::forward::{BindPattern, TargetPattern};
+use peer::{PeerId, RendezvousAddress, Token};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
