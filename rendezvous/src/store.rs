@@ -233,7 +233,7 @@ fn keep(database: &mut Option<Database>, path: &Path, orders: &[Order]) -> bool 
         Ok(()) => {}
         Err(error) if reopened => tracing::debug!(%error, "the store cannot be written"),
         Err(error) => {
-            error!(path = %path.display(), %error, "the store cannot be written: is the disk full? What needs it is refused")
+            error!(path = %path.display(), %error, "the store cannot be written: is the disk full? What needs it is refused");
         }
     }
     database.is_some()

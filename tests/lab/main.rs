@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod benchmarks;
 mod browser;
 mod chaos;
@@ -53,6 +54,7 @@ fn main() -> std::process::ExitCode {
     // Most tests wait for the network, not for a processor.
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
+    trials.extend(admission::trials());
     trials.extend(chaos::trials());
     trials.extend(poisoned::trials());
     trials.extend(restart::trials());

@@ -91,6 +91,27 @@ impl World {
         Ok(())
     }
 
+    /// Has the server run by this configuration from now on.
+    ///
+    /// # Errors
+    ///
+    /// When it does not get ready again.
+    pub fn configure_server(&mut self, config: &str) -> anyhow::Result<()> {
+        self.kill_server()?;
+        let path = self.directory.path().join("rendezvous.toml");
+        std::fs::write(&path, config)?;
+        let path = path.to_str().context("a temporary path in UTF-8")?;
+        let state = self.server_state();
+        let (server, _) = start_server_with(&self.server_host, &state, true, &["--config", path])?;
+        self.server = server;
+        Ok(())
+    }
+
+    /// Where the server keeps its key and its store.
+    pub fn server_state(&self) -> PathBuf {
+        self.directory.path().join("server")
+    }
+
     /// Tells the server to stop, and waits until it has.
     ///
     /// # Errors
@@ -280,6 +301,15 @@ pub fn start_server(
     state: &std::path::Path,
     two_addresses: bool,
 ) -> anyhow::Result<(Program, String)> {
+    start_server_with(host, state, two_addresses, &[])
+}
+
+fn start_server_with(
+    host: &Host,
+    state: &std::path::Path,
+    two_addresses: bool,
+    more: &[&str],
+) -> anyhow::Result<(Program, String)> {
     let state = state.to_str().context("a temporary path in UTF-8")?;
     let ip = host.ipv4().to_string();
     let second = [host.second_ipv4().map(IpAddr::from), host.second_ipv6().map(IpAddr::from)];
@@ -289,6 +319,7 @@ pub fn start_server(
     if two_addresses {
         arguments.extend(["--alternate-ip", &second]);
     }
+    arguments.extend(more);
     let mut server = Program::start(host, "rendezvous", &arguments, false)?;
     let address = server.named("ready")?["address"].as_str().context("an address")?.to_owned();
     Ok((server, address))

@@ -1,6 +1,7 @@
 //! The shell around the policy: connections come here before they register, and operators with their commands.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,6 +24,9 @@ pub(crate) struct Gate {
     server: PeerId,
     policy: Mutex<Policy>,
     service: Service,
+    /// Newcomers that were asked for work, and peers that were turned away.
+    challenged: AtomicU64,
+    refused: AtomicU64,
     making: tokio::sync::Mutex<()>,
     /// Without one everything is forgotten at the end.
     store: Option<Arc<Store>>,
@@ -41,7 +45,15 @@ impl Gate {
         store: Option<Arc<Store>>,
     ) -> Self {
         let policy = Mutex::new(Policy::new(settings, records));
-        Self { server, policy, service: Service::new(), making: tokio::sync::Mutex::default(), store }
+        Self {
+            server,
+            policy,
+            service: Service::new(),
+            challenged: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            making: tokio::sync::Mutex::default(),
+            store,
+        }
     }
 
     pub(crate) fn configure(&self, settings: Admission) {
@@ -51,6 +63,17 @@ impl Gate {
 
     /// The work that a peer has to do first. `able`: it knows what that is.
     pub(crate) fn work(&self, peer: PeerId, able: bool) -> Result<Option<Work>, Refusal> {
+        let work = self.work_of(peer, able);
+        let counter = match &work {
+            Ok(None) => return work,
+            Ok(Some(_)) => &self.challenged,
+            Err(_) => &self.refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        work
+    }
+
+    fn work_of(&self, peer: PeerId, able: bool) -> Result<Option<Work>, Refusal> {
         let mut policy = self.policy();
         if let Some(refusal) = policy.bar(peer, SystemTime::now()) {
             return Err(refusal);
@@ -75,6 +98,14 @@ impl Gate {
         source: IpAddr,
         token: Option<&Token>,
     ) -> Result<(), Refusal> {
+        let judgement = self.judgement(peer, source, token).await;
+        if judgement.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        judgement
+    }
+
+    async fn judgement(&self, peer: PeerId, source: IpAddr, token: Option<&Token>) -> Result<(), Refusal> {
         let verdict = self.policy().judge(peer, token, SystemTime::now());
         match verdict {
             Verdict::Admit => {}
@@ -143,6 +174,14 @@ impl Gate {
 
     pub(crate) fn records(&self) -> Records {
         self.policy().records().clone()
+    }
+
+    pub(crate) fn challenged(&self) -> u64 {
+        self.challenged.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn newcomers(&self) -> f64 {

@@ -18,7 +18,7 @@ use tracing::{debug, info};
 use super::{AdmittedRow, Answer, BanRow, MOST_QUESTION, NewToken, Question, Stats, TokenRow};
 use crate::admission::gate::NotKept;
 use crate::admission::policy::Policy;
-use crate::admission::records::Write;
+use crate::admission::records::{Seconds, Write};
 use crate::admission::{Ban, Enrolment, Records, TokenRecord};
 use crate::owner::Event;
 use crate::relay::count::Meter;
@@ -172,6 +172,8 @@ impl Desk {
             seconds: self.since.elapsed().as_secs(),
             unregistered: self.shared.unregistered.load(Ordering::Relaxed),
             newcomers_a_second: self.shared.gate.newcomers(),
+            challenged: self.shared.gate.challenged(),
+            refused: broker.refused + self.shared.gate.refused(),
             relay_forwarded: relay.forwarded,
             relay_forwarded_bytes: relay.forwarded_bytes,
             relay_refused: relay.refused,
@@ -194,7 +196,7 @@ fn tokens(records: &Records) -> Vec<TokenRow> {
         uses: token.uses,
         used: token.used,
         made: token.at.date(),
-        expires: token.until.map(|until| until.date()),
+        expires: token.until.map(Seconds::date),
         note: token.note.clone(),
     };
     let mut rows: Vec<_> = records.tokens.iter().map(row).collect();
@@ -218,7 +220,7 @@ fn banned(records: &Records) -> Vec<BanRow> {
     let row = |(peer, ban): (&PeerId, &Ban)| BanRow {
         peer: peer.to_string(),
         since: ban.at.date(),
-        until: ban.until.map(|until| until.date()),
+        until: ban.until.map(Seconds::date),
         reason: ban.reason.clone(),
     };
     let mut rows: Vec<_> = records.bans.iter().map(row).collect();

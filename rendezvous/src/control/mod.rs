@@ -215,6 +215,8 @@ pub struct Stats {
     pub unregistered: usize,
     /// Newcomers a second, over the last ten seconds or so.
     pub newcomers_a_second: f64,
+    /// Newcomers that were asked for work since the start.
+    pub challenged: u64,
     /// Registrations refused since the start.
     pub refused: u64,
     /// Frames that the relay has forwarded since the start.
