@@ -11,7 +11,7 @@ BENCH_TOOLS := turnserver:coturn chrt:util-linux socat:socat
 BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover servers herd chaos simulate sleep garbage bench soak browser benchtools browsertools tools clean
+.PHONY: help demo test check fmt matrix lossy failover servers herd chaos simulate sleep kills garbage bench soak browser benchtools browsertools tools clean
 
 help: ## Show this.
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ simulate: ## 200,000 random networks on virtual time, at no loss and at 5 % (a f
 sleep: tools ## Sessions through ten minutes of sleep of either side, and of both.
 	$(CARGO) build --workspace --bins
 	LAB_SLEEP_SECONDS=600 $(CARGO) test -p end-to-end --test lab -- sleep
+
+kills: ## 200 times kill -9 while peers enrol, tokens are spent and bans made: the store keeps what was answered. SEED=n for a replay.
+	KILLS=200 $(CARGO) test -p rendezvous --test kill -- --nocapture
 
 chaos: tools ## Half an hour of everything at once: six peers, streams between all, every stall and its cause. SEED=n for another.
 	$(CARGO) build --release --workspace --bins
