@@ -4,9 +4,11 @@
 //! out of [`Broker::poll_action`], in the order in which it must be done. Both notices of an introduction come out
 //! of the same request, right behind the opening of its channel.
 
+mod quota;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -19,12 +21,8 @@ use rendezvous_wire::stun::Key;
 use crate::directory::{Directory, RegisterError, Registration};
 use crate::introductions::{Ended, Introductions, PASSWORD_BYTES, Party, secret};
 use crate::limits::{Bucket, Limits, PrefixBuckets, Rate, SourceBuckets};
-use crate::relay::meters::Used;
 use crate::relay::table::{Bound, Change, StreamId, Via};
 use crate::usage::{Month, Usage};
-
-/// How often a peer is told that a limit holds it back.
-const TELL: Duration = Duration::from_secs(30);
 
 /// Something for the shell to do.
 #[derive(Debug)]
@@ -389,82 +387,9 @@ impl Broker {
         }
     }
 
-    /// What was used before, this month.
-    pub fn set_usage(&mut self, usage: Usage) {
-        self.usage = usage;
-    }
-
-    /// What is used, to look at and to save.
-    pub fn usage(&mut self) -> &mut Usage {
-        &mut self.usage
-    }
-
-    /// Bytes that the relay has carried for a key this month.
-    pub fn used_by(&self, peer: PeerId) -> u64 {
-        self.usage.of(peer)
-    }
-
     /// Whose registration this is, online or lost.
     pub fn peer_of(&self, registration: RegistrationId) -> Option<PeerId> {
         self.leases.get(&registration).map(|lease| lease.process.0)
-    }
-
-    /// The relay has carried this. `held_back` says which limit it was where something was dropped.
-    pub fn handle_used(
-        &mut self,
-        used: &[(PeerId, Used)],
-        month: Month,
-        held_back: Option<Limit>,
-        now: Instant,
-    ) {
-        if self.usage.turn(month) {
-            for peer in self.members.keys().copied().collect::<Vec<_>>() {
-                self.judge_use(peer);
-            }
-        }
-        for (peer, used) in used {
-            self.usage.add(*peer, used.carried());
-            self.judge_use(*peer);
-            if used.dropped == 0 {
-                continue;
-            }
-            let month = self.limits.relay_month().filter(|_| self.is_exhausted(*peer)).map(Limit::Month);
-            if let Some(limit) = month.or(held_back) {
-                self.tell_limit(*peer, limit, now);
-            }
-        }
-    }
-
-    fn is_exhausted(&self, peer: PeerId) -> bool {
-        self.limits.relay_month().is_some_and(|most| self.usage.of(peer) >= most)
-    }
-
-    /// Ends or begins what the relay carries for a key.
-    fn judge_use(&mut self, peer: PeerId) {
-        let exhausted = self.is_exhausted(peer);
-        let Some(member) = self.members.get_mut(&peer) else { return };
-        if std::mem::replace(&mut member.exhausted, exhausted) == exhausted {
-            return;
-        }
-        self.actions.push_back(Action::Relay(Change::Exhausted(peer, exhausted)));
-        if let Some(most) = self.limits.relay_month().filter(|_| exhausted) {
-            self.tell(peer, Limit::Month(most));
-        }
-    }
-
-    /// Tells a key which limit holds it back, now and then.
-    fn tell_limit(&mut self, peer: PeerId, limit: Limit, now: Instant) {
-        let Some(member) = self.members.get_mut(&peer) else { return };
-        if member.told.is_none_or(|told| now >= told + TELL) {
-            member.told = Some(now);
-            self.tell(peer, limit);
-        }
-    }
-
-    fn tell(&mut self, peer: PeerId, limit: Limit) {
-        for registration in self.directory.of(peer).to_vec() {
-            self.notify(registration, Notice::Limited(limit));
-        }
     }
 
     /// Of how many channels a key is an end.

@@ -7,8 +7,10 @@ use rendezvous_wire::message::{
 };
 use rendezvous_wire::relay::Channel;
 
+use super::quota::TELL;
 use super::*;
 use crate::limits::Rate;
+use crate::relay::meters::Used;
 use crate::relay::table::{Bound, Flow, Sender, Table};
 
 fn peer(number: u8) -> PeerId {
@@ -439,7 +441,7 @@ fn a_month_that_is_used_up_ends_what_is_relayed_until_the_next() {
     register(&mut broker, 1, now);
     register(&mut broker, 2, now);
     drain(&mut broker);
-    let used = |sent, dropped| [(peer(1), Used { sent, received: 0, dropped })];
+    let used = |sent, refused| [(peer(1), Used { sent, refused, ..Used::default() })];
     let said = |broker: &mut Broker| {
         let mut said = (0, Vec::new());
         for action in drain(broker) {

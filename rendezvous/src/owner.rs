@@ -1,7 +1,9 @@
 //! The one task that owns the [`Broker`]: connections and relay threads send it what happens, and it sends out what
 //! the broker decides, at once.
 
-use std::collections::{HashMap, HashSet};
+mod answers;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -366,52 +368,6 @@ impl Owner {
             Event::Peers(reply) => drop(reply.send(self.peers(now))),
             Event::Sessions(reply) => drop(reply.send(self.sessions())),
             Event::Stats(reply) => drop(reply.send(self.stats())),
-        }
-    }
-
-    fn peers(&mut self, now: Instant) -> Vec<PeerRow> {
-        let mut rows = Vec::new();
-        for (id, (_, mailbox)) in &self.mailboxes {
-            let Some(registration) = self.broker.directory().get(*id) else { continue };
-            rows.push(PeerRow {
-                peer: registration.peer.to_string(),
-                source: mailbox.observed(),
-                over: if matches!(mailbox.line, Line::Quic(_)) { "udp" } else { "tcp" }.to_owned(),
-                seconds: now.saturating_duration_since(mailbox.since).as_secs(),
-                candidates: registration.candidates().len(),
-                channels: self.broker.introductions().count(*id),
-                relayed_this_month: self.broker.used_by(registration.peer),
-            });
-        }
-        rows.sort_by(|one, other| (&one.peer, one.source).cmp(&(&other.peer, other.source)));
-        rows
-    }
-
-    fn sessions(&self) -> Vec<SessionRow> {
-        let peer = |id| self.broker.peer_of(id).map(|peer| peer.to_string()).unwrap_or_default();
-        let rows = self.broker.introductions().iter().map(|(_, asker, target, channel)| SessionRow {
-            asker: peer(asker),
-            target: peer(target),
-            channel: channel.number(),
-        });
-        let mut rows: Vec<_> = rows.collect();
-        rows.sort_by(|one, other| {
-            (&one.asker, &one.target, one.channel).cmp(&(&other.asker, &other.target, other.channel))
-        });
-        rows
-    }
-
-    fn stats(&self) -> Stats {
-        let directory = self.broker.directory();
-        let peers: HashSet<PeerId> = directory.iter().map(|(_, registration)| registration.peer).collect();
-        Stats {
-            registrations: directory.len(),
-            peers: peers.len(),
-            sessions: self.broker.introductions().len(),
-            refused: self.refused,
-            relay_share: self.accounts.arbiter.level(),
-            leaving: self.leaving,
-            ..Stats::default()
         }
     }
 

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -18,24 +17,20 @@ use rendezvous_wire::{
     DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, KeyPair, PeerId, RendezvousAddress,
 };
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{self, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{self, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::warn;
 
 use crate::admission::gate::Gate;
 use crate::broker::Broker;
 use crate::config::{Admission, Config, Network};
 use crate::control::{self, Desk};
 use crate::hosts;
-use crate::limits::{Limits, SourceBuckets};
-use crate::overflow::Overflow;
+use crate::limits::Limits;
 use crate::owner::{Event, Owner};
 use crate::ports::{self, BindError, Listen};
-use crate::relay::bell::Entrance;
-use crate::relay::count::{Meter, RelayCount};
-use crate::relay::shard::{Command, Links, Office, Report, Shard};
-use crate::relay::table::Table;
+use crate::relay::count::RelayCount;
+use crate::relay::threads::Relay;
 use crate::signalling::{self, Doors, EndpointError, Shared};
 use crate::store::{Kept, Store, StoreError};
 use crate::stream::{self, StreamError, Streams};
@@ -445,77 +440,14 @@ impl Drop for Server {
     }
 }
 
-/// The relay threads; they stop when this is dropped.
-#[derive(Debug, Default)]
-struct Relay {
-    shards: Vec<Entrance>,
-    threads: Vec<JoinHandle<()>>,
-    meter: Meter,
-    overflow: Arc<Overflow>,
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Relay {
-    fn start(
-        ports: [ports::Port; 2],
-        pairs: Vec<[IpAddr; 2]>,
-        threads: usize,
-        limits: &Limits,
-        reports: UnboundedSender<Report>,
-    ) -> io::Result<Self> {
-        let mut columns: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
-        let overflow = Arc::new(Overflow::of(&ports)?);
-        for sockets in ports.into_iter().flat_map(|port| port.sockets) {
-            for (column, socket) in columns.iter_mut().zip(sockets) {
-                column.push(socket);
-            }
-        }
-        let made = columns.into_iter().map(|sockets| Shard::new(sockets, pairs.clone()));
-        let (entrances, shards): (Vec<_>, Vec<_>) = made.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
-        let meter = Meter::new(overflow.clone());
-        let mut relay = Self { shards: entrances, threads: Vec::new(), meter, overflow };
-        for (number, shard) in shards.into_iter().enumerate() {
-            let mut others = relay.shards.clone();
-            others.swap_remove(number);
-            let counters = relay.meter.add();
-            let office = Office {
-                table: Table::new(limits.lease, limits.binding),
-                strangers: SourceBuckets::new(limits.reflecting, keys()),
-                links: Links { shards: others, reports: reports.clone(), number },
-                counters,
-            };
-            relay.threads.push(shard.spawn(number, office)?);
-        }
-        Ok(relay)
-    }
-
-    fn stop(&self) {
-        for shard in &self.shards {
-            shard.tell(Command::Stop);
-        }
-    }
-
-    fn join(&mut self) {
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                warn!("a relay thread has panicked");
-            }
-        }
-    }
-}
-
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rng().fill_bytes(&mut bytes);
     bytes
 }
 
-fn keys() -> [u64; 2] {
+/// Keys of a table of buckets.
+pub(crate) fn keys() -> [u64; 2] {
     let mut rng = rand::rng();
     [rng.next_u64(), rng.next_u64()]
 }

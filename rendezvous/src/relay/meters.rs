@@ -25,6 +25,8 @@ pub struct Used {
     pub received: u64,
     /// Bytes of its own that were dropped, being more than it may send.
     pub dropped: u64,
+    /// Bytes of its own that were dropped since its month is used up, or that of whom they were for.
+    pub refused: u64,
 }
 
 impl Used {
@@ -39,6 +41,7 @@ impl Used {
             sent: self.sent + other.sent,
             received: self.received + other.received,
             dropped: self.dropped + other.dropped,
+            refused: self.refused + other.refused,
         }
     }
 }
@@ -142,7 +145,11 @@ impl Meters {
         let bytes = bytes as u64;
         let exhausted = self.all[to.0 as usize].exhausted;
         let sender = &mut self.all[from.0 as usize];
-        if exhausted || sender.exhausted || !sender.take(bytes, now) {
+        if exhausted || sender.exhausted {
+            sender.used.refused += bytes;
+            return false;
+        }
+        if !sender.take(bytes, now) {
             sender.used.dropped += bytes;
             return false;
         }
@@ -215,7 +222,7 @@ mod tests {
         assert_eq!(passed(&mut meters, modest, sink, Duration::from_millis(20)), 500_000);
         let used: HashMap<_, _> = meters.take_used().into_iter().collect();
         assert_eq!(used[&peer(1)].sent + used[&peer(1)].dropped, 100_000_000);
-        assert_eq!(used[&peer(2)], Used { sent: 500_000, received: 0, dropped: 0 });
+        assert_eq!(used[&peer(2)], Used { sent: 500_000, ..Used::default() });
         assert_eq!(used[&peer(3)].received, used[&peer(1)].sent + 500_000);
         assert!(meters.take_used().is_empty());
     }
@@ -237,6 +244,7 @@ mod tests {
         let (one, other) = (meters.enter(peer(1)), meters.enter(peer(2)));
         meters.set_exhausted(peer(1), true);
         assert!(!meters.pass(one, other, 5, now) && !meters.pass(other, one, 5, now));
+        assert!(meters.take_used().iter().all(|(_, used)| *used == Used { refused: 5, ..Used::default() }));
         meters.set_exhausted(peer(1), false);
         assert!(meters.pass(one, other, 5, now) && meters.pass(other, one, 5, now));
     }

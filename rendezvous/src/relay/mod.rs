@@ -12,6 +12,7 @@
 //! | `bell` | the way into a relay thread for the rest of the server |
 //! | `socket` | one of its sockets |
 //! | `outbox` | what leaves of a batch, in one call a socket |
+//! | `threads` | all of them |
 //! | `shard` | a thread with sockets of its own that does all this |
 
 pub(crate) mod bell;
@@ -25,3 +26,4 @@ pub(crate) mod shard;
 pub mod shares;
 mod socket;
 pub mod table;
+pub(crate) mod threads;

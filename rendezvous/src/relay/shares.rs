@@ -178,11 +178,14 @@ mod tests {
     fn one_greedy_key_leaves_the_others_what_they_need() {
         let mut arbiter = Arbiter::new(1, Some(1_000_000), None);
         let second = Duration::from_secs(1);
-        let greedy = Used { sent: 900_000, dropped: 5_000_000, received: 0 };
+        let greedy = Used { sent: 900_000, dropped: 5_000_000, ..Used::default() };
         let mut used = vec![(peer(1), greedy)];
         used.extend((2..7).map(|number| (peer(number), sent(50_000))));
         let verdict = arbiter.handle_report(0, &used, second).unwrap();
         assert_eq!((verdict.level, verdict.shares[0].each), (Some(750_000), Some(750_000)));
+        // One that may not send at all takes nothing away.
+        used.push((peer(8), Used { refused: 9_000_000, ..Used::default() }));
+        assert_eq!(arbiter.handle_report(0, &used, second).unwrap().level, Some(750_000));
         // A second one comes.
         used.push((peer(9), greedy));
         assert_eq!(arbiter.handle_report(0, &used, second).unwrap().level, Some(375_000));
@@ -195,8 +198,8 @@ mod tests {
     #[test]
     fn a_key_at_several_threads_has_one_share() {
         let mut arbiter = Arbiter::new(2, None, Some(100_000));
-        let used = Used { sent: 100_000, dropped: 300_000, received: 0 };
-        let less = Used { sent: 100_000, dropped: 0, received: 0 };
+        let used = Used { sent: 100_000, dropped: 300_000, ..Used::default() };
+        let less = sent(100_000);
         assert_eq!(arbiter.handle_report(0, &[(peer(1), used)], Duration::from_secs(1)), None);
         let verdict = arbiter.handle_report(1, &[(peer(1), less)], Duration::from_secs(1)).unwrap();
         let of = |thread: usize| verdict.shares[thread].other[&peer(1)];
