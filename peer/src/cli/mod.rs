@@ -345,7 +345,9 @@ mod tests {
             .map(|word| match word {
                 "PEER" => ID.to_owned(),
                 "TICKET" => ticket.clone(),
-                word => word.replace("rv://ID@", &format!("rv://{ID}@")),
+                word => word
+                    .replace("rv://ID@", &format!("rv://{ID}@"))
+                    .replace("#TOKEN", &format!("#{}", peer::Token([7; 16]))),
             })
             .collect()
     }
