@@ -22,7 +22,7 @@ use rendezvous_wire::stun::{BindRequest, Class, Key, Received, TransactionId};
 use rendezvous_wire::{KeyPair, PeerId, SIGNALLING_ALPN, Token, signalling_alpns, tls};
 
 /// Nothing on loopback takes this long unless it never comes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
