@@ -141,7 +141,8 @@ impl Hub {
         matches!(tokio::time::timeout(patience, self.ask(&Request::Ping)).await, Ok(Ok(_)))
     }
 
-    fn flow(&self, id: u64) -> (FlowSender, FlowReceiver) {
+    /// The datagrams of the stream with this id.
+    pub(crate) fn flow(&self, id: u64) -> (FlowSender, FlowReceiver) {
         let (sender, incoming) = mpsc::channel(FLOW_QUEUE);
         lock(&self.0.flows).insert(id, sender);
         (FlowSender { hub: self.clone(), id }, FlowReceiver { hub: self.clone(), id, incoming })

@@ -54,6 +54,9 @@ pub enum Request {
     },
     /// Take files; what follows is the transfer's own, see [`transfer`](crate::transfer). Whether they are wanted is said there.
     Files,
+    /// Keep this session for as long as this stream is open: several commands of ours share it. Accepted by a daemon, which gives in this
+    /// one session all that its side has to give.
+    Hold,
 }
 
 /// What becomes of a [`Request`].
@@ -225,6 +228,7 @@ mod tests {
             Request::Listen("udp:[::1]:53".parse().unwrap()),
             Request::Connection { listener: u64::MAX >> 2 },
             Request::Files,
+            Request::Hold,
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);
