@@ -381,6 +381,11 @@ impl Session {
         }
     }
 
+    /// The path that carries it, and whether a round of checks has ended with nothing.
+    pub(crate) fn news(&self) -> (watch::Receiver<Option<Path>>, watch::Receiver<bool>) {
+        (self.0.path.clone(), self.0.exhausted.clone())
+    }
+
     /// When its stages were reached.
     pub fn timeline(&self) -> Timeline {
         let milestones = *self.0.milestones.lock().unwrap_or_else(PoisonError::into_inner);

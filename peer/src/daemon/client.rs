@@ -436,6 +436,7 @@ impl Follower {
     }
 
     async fn run(mut self, mut dropped: oneshot::Receiver<()>) {
+        let mut ended = false;
         loop {
             let told = tokio::select! {
                 told = self.hearer.hear() => told,
@@ -457,10 +458,10 @@ impl Follower {
                     }
                 }
                 // The connection says how.
-                Some(Tell::Ended) => break,
+                Some(Tell::Ended) => ended = true,
                 Some(_) => {}
                 None => {
-                    self.gone();
+                    self.gone(ended);
                     break;
                 }
             }
@@ -470,7 +471,7 @@ impl Follower {
     }
 
     /// The socket is closed: by us, or because the daemon has ended.
-    fn gone(&self) {
+    fn gone(&self, session_ended: bool) {
         let Some(connection) = &self.connection else { return };
         let ended = match connection.close_reason() {
             None => true,
@@ -479,7 +480,9 @@ impl Follower {
             }
             Some(_) => false,
         };
-        if ended {
+        if session_ended {
+            connection.close(close::SESSION_LOST.into(), b"the session has ended");
+        } else if ended {
             self.lost.store(true, Ordering::Relaxed);
             connection.close(close::DAEMON_ENDS.into(), b"the daemon has ended");
         }

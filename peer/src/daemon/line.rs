@@ -42,6 +42,16 @@ impl<T: Serialize> Teller<T> {
         self.frames.send(message::encode(message)).await.is_ok()
     }
 
+    /// Says something else.
+    pub(super) async fn tell_as(&self, message: &impl Serialize) -> bool {
+        self.frames.send(message::encode(message)).await.is_ok()
+    }
+
+    /// What keeps the socket open.
+    pub(super) fn into_frames(self) -> mpsc::Sender<Vec<u8>> {
+        self.frames
+    }
+
     /// The other end is gone.
     pub(super) async fn closed(&self) {
         self.frames.closed().await;

@@ -173,13 +173,15 @@ impl Opening {
     }
 }
 
-enum Header {
+/// What a stream says that it is for.
+pub(crate) enum Header {
     Pipe,
     Request(Vec<u8>),
     Unknown,
 }
 
-async fn read_header(receive: &mut RecvStream) -> Result<Header, quinn::ReadExactError> {
+/// Reads the beginning of a stream.
+pub(crate) async fn read_header(receive: &mut RecvStream) -> Result<Header, quinn::ReadExactError> {
     let mut kind = [0];
     receive.read_exact(&mut kind).await?;
     match kind[0] {
@@ -244,6 +246,11 @@ impl Exchange {
             let _ = self.send.finish();
         }
         let _ = self.receive.stop(REFUSED.into());
+    }
+
+    /// The stream alone.
+    pub(crate) fn into_halves(self) -> (SendStream, RecvStream) {
+        (self.send, self.receive)
     }
 
     /// The datagrams of this stream.

@@ -10,7 +10,7 @@ mod hub;
 
 pub use hub::{Exchange, FlowReceiver, FlowSender, Hub, Incoming, Opening, ReadError};
 
-pub(crate) use hub::read_answer;
+pub(crate) use hub::{Header, read_answer, read_header};
 
 use rendezvous_wire::InviteSecret;
 use serde::{Deserialize, Serialize};
@@ -190,7 +190,7 @@ impl Answer {
 
 impl Request {
     /// With the byte and the length that go before it.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let body = postcard::to_stdvec(self).unwrap_or_default();
         debug_assert!(body.len() <= MAX_REQUEST, "names have bounds");
         let mut bytes = vec![REQUEST];
@@ -200,7 +200,7 @@ impl Request {
     }
 
     /// `None`: nothing that this version knows.
-    fn decode(body: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(body: &[u8]) -> Option<Self> {
         let (request, rest) = postcard::take_from_bytes::<Self>(body).ok()?;
         let sound = match &request {
             Self::Connect(target) => target.is_sound(),
