@@ -99,11 +99,6 @@ impl Announcer {
 pub(crate) struct WeakAnnouncer(broadcast::WeakSender<ServerChange>);
 
 impl WeakAnnouncer {
-    /// Of nobody: ends at once.
-    pub(crate) fn silent() -> Self {
-        Announcer::new().listen()
-    }
-
     pub(crate) fn subscribe(&self) -> ServerChanges {
         let receiver = self.0.upgrade().map_or_else(|| broadcast::channel(1).1, |sender| sender.subscribe());
         ServerChanges(receiver)

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::doctor;
 use crate::driver::{Event, Key};
-use crate::daemon::Leased;
+use crate::daemon::{Explained, Leased};
 use crate::explain::Explanation;
 use crate::socket::Carried;
 
@@ -369,6 +369,16 @@ impl Session {
             explanation.carrier = doctor::carrier(relay).await;
         }
         Some(explanation)
+    }
+
+    /// The same of a share of a daemon's session, as the daemon shows it.
+    pub async fn explained_by_daemon(&self) -> Option<Explained> {
+        self.leased()?.explain().await
+    }
+
+    /// UDP datagrams received for it so far; of a share of a daemon's session up to a second ago.
+    pub fn heard(&self) -> u64 {
+        self.leased().map_or_else(|| self.stats().udp_rx.datagrams, Leased::heard)
     }
 
     /// Waits until it is direct, or until everything has been tried once in vain (some 6 s after the introduction). True: direct.

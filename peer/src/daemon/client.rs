@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,9 @@ use crate::session::{Milestones, Path, Session, ShareNews};
 
 /// How long the daemon may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A daemon that ends closes its sessions first, then its sockets.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the daemon is there again, to hear of its servers.
 const RETURN: Duration = Duration::from_secs(1);
@@ -97,7 +99,7 @@ struct Inner {
     pid: u32,
     servers: Vec<RendezvousAddress>,
     /// The daemon has ended while it was used.
-    lost: Arc<AtomicBool>,
+    lost: watch::Sender<bool>,
     changes: Announcer,
     /// Listens for changes, once somebody wants to hear of them.
     listening: Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -136,7 +138,7 @@ impl Client {
             who: Who { command: command.to_owned(), pid: std::process::id() },
             pid: hello.pid,
             servers: hello.servers,
-            lost: Arc::default(),
+            lost: watch::Sender::new(false),
             changes: Announcer::new(),
             listening: Mutex::default(),
         })))
@@ -157,9 +159,11 @@ impl Client {
         &self.0.servers
     }
 
-    /// Whether the daemon has ended while it was used.
-    pub fn is_lost(&self) -> bool {
-        self.0.lost.load(Ordering::Relaxed)
+    /// Whether the daemon has ended while it was used. Where a session has just broken that may be known a moment later: waits as long as that may
+    /// take.
+    pub async fn is_lost(&self) -> bool {
+        let mut lost = self.0.lost.subscribe();
+        tokio::time::timeout(MOMENT, lost.wait_for(|lost| *lost)).await.is_ok()
     }
 
     /// A share of a session with `peer`, which the daemon has or opens.
@@ -190,6 +194,7 @@ impl Client {
         let leased = Leased(Arc::new(Lease {
             teller,
             width: share.width,
+            heard: share.heard,
             side,
             waiting: follower.waiting.clone(),
             _dropped: dropped,
@@ -285,7 +290,7 @@ impl Serving {
                 }
                 Some(_) => {}
                 None => {
-                    self.client.0.lost.store(true, Ordering::Relaxed);
+                    self.client.0.lost.send_replace(true);
                     return None;
                 }
             }
@@ -305,6 +310,7 @@ pub(crate) struct Leased(Arc<Lease>);
 struct Lease {
     teller: Teller<Ask>,
     width: watch::Receiver<Option<usize>>,
+    heard: watch::Receiver<u64>,
     side: Side,
     waiting: Arc<Mutex<Waiting>>,
     /// Tells the follower when this is dropped.
@@ -333,6 +339,11 @@ impl Leased {
     /// The longest datagram that the path beneath takes.
     pub(crate) fn width(&self) -> Option<usize> {
         *self.0.width.borrow()
+    }
+
+    /// UDP datagrams that the session beneath has received.
+    pub(crate) fn heard(&self) -> u64 {
+        *self.0.heard.borrow()
     }
 
     /// Waits until the other side has all of that stream. False: it never will.
@@ -372,10 +383,11 @@ struct Follower {
     hearer: Hearer<Tell>,
     /// Until the session is dropped: to be closed when the daemon is gone.
     connection: Option<Connection>,
-    lost: Arc<AtomicBool>,
+    lost: watch::Sender<bool>,
     path: watch::Sender<Option<Path>>,
     exhausted: watch::Sender<bool>,
     width: watch::Sender<Option<usize>>,
+    heard: watch::Sender<u64>,
     milestones: Arc<Mutex<Milestones>>,
     waiting: Arc<Mutex<Waiting>>,
 }
@@ -385,6 +397,7 @@ struct Share {
     path: watch::Receiver<Option<Path>>,
     exhausted: watch::Receiver<bool>,
     width: watch::Receiver<Option<usize>>,
+    heard: watch::Receiver<u64>,
     milestones: Arc<Mutex<Milestones>>,
 }
 
@@ -393,11 +406,12 @@ impl Follower {
         news: &News,
         hearer: Hearer<Tell>,
         connection: Connection,
-        lost: Arc<AtomicBool>,
+        lost: watch::Sender<bool>,
     ) -> (Self, Share) {
         let (path, path_seen) = watch::channel(None);
         let (exhausted, exhausted_seen) = watch::channel(false);
         let (width, width_seen) = watch::channel(None);
+        let (heard, heard_seen) = watch::channel(0);
         let milestones = Arc::<Mutex<Milestones>>::default();
         let follower = Self {
             hearer,
@@ -406,15 +420,22 @@ impl Follower {
             path,
             exhausted,
             width,
+            heard,
             milestones: milestones.clone(),
             waiting: Arc::default(),
         };
-        follower.heard(news.clone());
-        let share = Share { path: path_seen, exhausted: exhausted_seen, width: width_seen, milestones };
+        follower.take(news.clone());
+        let share = Share {
+            path: path_seen,
+            exhausted: exhausted_seen,
+            width: width_seen,
+            heard: heard_seen,
+            milestones,
+        };
         (follower, share)
     }
 
-    fn heard(&self, news: News) {
+    fn take(&self, news: News) {
         let path = news.path.map(Path::from);
         if path.is_some_and(|path| path.is_direct()) {
             let mut milestones = self.milestones.lock().unwrap_or_else(PoisonError::into_inner);
@@ -433,6 +454,7 @@ impl Follower {
             changed
         });
         self.width.send_replace(news.width);
+        self.heard.send_replace(news.heard);
     }
 
     async fn run(mut self, mut dropped: oneshot::Receiver<()>) {
@@ -446,7 +468,7 @@ impl Follower {
                 }
             };
             match told {
-                Some(Tell::News { news }) => self.heard(news),
+                Some(Tell::News { news }) => self.take(news),
                 Some(Tell::Delivered { stream, all }) => {
                     if let Some(reply) = lock(&self.waiting).delivered.remove(&stream) {
                         let _ = reply.send(all);
@@ -483,7 +505,7 @@ impl Follower {
         if session_ended {
             connection.close(close::SESSION_LOST.into(), b"the session has ended");
         } else if ended {
-            self.lost.store(true, Ordering::Relaxed);
+            self.lost.send_replace(true);
             connection.close(close::DAEMON_ENDS.into(), b"the daemon has ended");
         }
     }

@@ -23,7 +23,7 @@ use crate::signalling::ServerError;
 
 /// The version of all this. Both sides are the same program, so that a difference means that one of them was replaced and the other has yet to
 /// be started anew.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Bytes before a frame's body.
 pub(super) const HEADER_LEN: usize = 4;
@@ -192,6 +192,8 @@ pub(super) struct News {
     pub(super) exhausted: bool,
     /// The longest datagram.
     pub(super) width: Option<usize>,
+    /// UDP datagrams received.
+    pub(super) heard: u64,
 }
 
 /// A [`Path`].

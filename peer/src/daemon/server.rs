@@ -70,7 +70,7 @@ pub trait Host: Send + Sync + 'static {
 #[must_use]
 pub enum End {
     /// Somebody has asked it to, and waits until this is dropped.
-    Asked(#[expect(private_interfaces, reason = "to be dropped")] mpsc::Sender<Vec<u8>>),
+    Asked(mpsc::Sender<Vec<u8>>),
     /// Its endpoint is closed.
     Closed,
 }

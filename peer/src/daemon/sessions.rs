@@ -30,6 +30,9 @@ const FRESH: Duration = Duration::from_secs(3);
 /// A session that does not answer for this long is left alone, and another opened: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
 const SILENT: Duration = Duration::from_secs(5);
 
+/// How long a program that has opened a session may take to say whether it is a daemon; one that is none may never say.
+const HOLDING: Duration = Duration::from_secs(2);
+
 /// How long a command may take to take what was brought for it.
 const TAKING: Duration = Duration::from_secs(10);
 
@@ -149,7 +152,7 @@ impl Held {
         if !self.dialled {
             let mut hold = self.hold.lock().await;
             if let Hold::NotAsked = *hold {
-                *hold = match tokio::time::timeout(SILENT, self.hub.ask(&Request::Hold)).await {
+                *hold = match tokio::time::timeout(HOLDING, self.hub.ask(&Request::Hold)).await {
                     Ok(Ok(exchange)) => Hold::Kept(exchange),
                     Ok(Err(_)) | Err(_) => Hold::No,
                 };

@@ -20,7 +20,7 @@ use super::status::CommandStatus;
 use crate::service::{FlowSender, Header, PIPE, Request, read_header};
 use crate::session::Path;
 
-/// How often it is looked whether the longest datagram has another length; the path's changes are told at once.
+/// How often it is looked whether the longest datagram has another length, or something was heard; the path's changes are told at once.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The id of a session's stream may take so many bytes more than that of the command's.
@@ -256,17 +256,16 @@ impl Share {
         }
     }
 
-    fn news(&self, path: Option<Path>, exhausted: bool) -> News {
-        let width = self.held.session().max_datagram_size();
-        let width = width.map(|width| width.saturating_sub(LONGER_ID));
-        News { path: path.map(Into::into), exhausted, width }
-    }
-
     /// What is beneath now.
     pub(super) fn present(held: &Held) -> News {
         let (path, exhausted) = held.session().news();
-        let width = held.session().max_datagram_size().map(|width| width.saturating_sub(LONGER_ID));
-        News { path: path.borrow().map(Into::into), exhausted: *exhausted.borrow(), width }
+        Self::news(held, *path.borrow(), *exhausted.borrow())
+    }
+
+    fn news(held: &Held, path: Option<Path>, exhausted: bool) -> News {
+        let width = held.session().max_datagram_size();
+        let width = width.map(|width| width.saturating_sub(LONGER_ID));
+        News { path: path.map(Into::into), exhausted, width, heard: held.session().heard() }
     }
 
     async fn tell_news(&self, teller: &Teller<Tell>) {
@@ -274,7 +273,7 @@ impl Share {
         let mut told = None;
         let mut look = tokio::time::interval(LOOK);
         loop {
-            let news = self.news(*path.borrow_and_update(), *exhausted.borrow_and_update());
+            let news = Self::news(&self.held, *path.borrow_and_update(), *exhausted.borrow_and_update());
             if told.as_ref() != Some(&news) {
                 if !teller.tell(&Tell::News { news: news.clone() }).await {
                     return;
