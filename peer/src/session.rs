@@ -15,9 +15,9 @@ use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::CandidateKind;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::daemon::{Explained, Leased};
 use crate::doctor;
 use crate::driver::{Event, Key};
-use crate::daemon::{Explained, Leased};
 use crate::explain::Explanation;
 use crate::socket::Carried;
 

@@ -1,9 +1,9 @@
 //! `peer forward`.
 
 use clap::Args;
+use peer::IntroductionPolicy;
 use peer::daemon::Access;
 use peer::forward::{Bind, ForwardError, Forwarder, Forwarding, Plan, Protocol};
-use peer::IntroductionPolicy;
 
 use super::report::Report;
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
@@ -59,8 +59,7 @@ pub(super) async fn run(arguments: ForwardArguments, verbose: bool) -> Result<()
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
-    let (policy, command) =
-        (IntroductionPolicy::Only(vec![found.id]), format!("forward {}", arguments.peer));
+    let (policy, command) = (IntroductionPolicy::Only(vec![found.id]), format!("forward {}", arguments.peer));
     let access = settings.access(policy, Some(&found), &report, &command).await?;
     follow_servers(&access, &report, verbose);
     let outcome = tokio::select! {

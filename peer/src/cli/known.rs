@@ -248,7 +248,8 @@ async fn ask_all(arguments: &ListArguments, known: &[Known]) -> Result<Vec<Prese
         asked = asking => asked?,
         () = interrupted() => return Err(Failure::interrupted()),
     };
-    let presence = |path: Option<peer::Path>| path.map_or(Presence::Unreached, |path| Presence::Online(Some(path)));
+    let presence =
+        |path: Option<peer::Path>| path.map_or(Presence::Unreached, |path| Presence::Online(Some(path)));
     let found: BTreeMap<PeerId, Presence> = ids
         .into_iter()
         .zip(paths.into_iter().map(presence))

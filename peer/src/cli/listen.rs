@@ -4,11 +4,11 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use clap::Args;
+use peer::Session;
 use peer::daemon::{Access, Wanted};
 use peer::forward::{BindPattern, Notice, Observer, Rules, TargetPattern};
 use peer::quinn::{RecvStream, SendStream};
 use peer::service::{Hub, Incoming, Opening};
-use peer::Session;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
@@ -162,13 +162,24 @@ async fn pipe_first(access: &Access, gate: &Arc<Gate>, report: &Report) -> Resul
         }
         std::future::pending::<()>().await;
     };
+    // What else that session wants is answered; another pipe is not taken.
+    let others = serve_streams(&session, &Service::Refuse, gate, report);
+    let stream = send.id();
     let piped = async {
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(&session));
-        tokio::try_join!(upload, download)
+        let totals = tokio::try_join!(upload, download)?;
+        session.delivered(stream).await?;
+        anyhow::Ok(totals)
+    };
+    // Its end is the pipe's as well, which tells more of it.
+    let others = async {
+        others.await;
+        std::future::pending().await
     };
     let outcome = tokio::select! {
         outcome = piped => outcome,
+        () = others => return Ok(()),
         () = turn_away => return Ok(()),
     };
     let (sent, received) = outcome.map_err(Failure::broken)?;
@@ -214,12 +225,7 @@ async fn first_pipe(
     }
 }
 
-async fn serve(
-    access: &Access,
-    service: &Service,
-    gate: &Arc<Gate>,
-    report: &Report,
-) -> Result<(), Failure> {
+async fn serve(access: &Access, service: &Service, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
     while let Some(session) = access.accept().await {
         tokio::spawn(serve_session(session, service.clone(), gate.clone(), report.clone()));
     }
@@ -229,6 +235,14 @@ async fn serve(
 async fn serve_session(session: Session, service: Service, gate: Arc<Gate>, report: Report) {
     report.connected(&session);
     let paths = tokio::spawn(follow(session.clone(), report.clone()));
+    serve_streams(&session, &service, &gate, &report).await;
+    paths.abort();
+    let stats = session.stats();
+    report.closed(&session, stats.udp_tx.bytes, stats.udp_rx.bytes);
+}
+
+/// Every stream that the other side opens, until the session is over.
+async fn serve_streams(session: &Session, service: &Service, gate: &Arc<Gate>, report: &Report) {
     let hub = Hub::new(session.clone());
     let mut streams = tokio::task::JoinSet::new();
     loop {
@@ -247,9 +261,6 @@ async fn serve_session(session: Session, service: Service, gate: Arc<Gate>, repo
     }
     // Commands end with their session.
     streams.shutdown().await;
-    paths.abort();
-    let stats = session.stats();
-    report.closed(&session, stats.udp_tx.bytes, stats.udp_rx.bytes);
 }
 
 async fn serve_stream(opening: Opening, service: Service, gate: Arc<Gate>) -> anyhow::Result<()> {

@@ -284,18 +284,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::SshProxy(command) => {
             (command.endpoint.json, ssh_proxy::run(command, arguments.verbose > 0).await)
         }
-        Command::Ping(command) => {
-            (command.endpoint.json, ping::run(command, arguments.verbose > 0).await)
-        }
+        Command::Ping(command) => (command.endpoint.json, ping::run(command, arguments.verbose > 0).await),
         Command::Listen(command) => {
             (command.endpoint.json, listen::run(command, arguments.verbose > 0).await)
         }
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
-        Command::Send(command) => {
-            (command.endpoint.json, send::run(command, arguments.verbose > 0).await)
-        }
+        Command::Send(command) => (command.endpoint.json, send::run(command, arguments.verbose > 0).await),
         Command::Receive(command) => {
             (command.endpoint.json, receive::run(command, arguments.verbose > 0).await)
         }

@@ -66,7 +66,11 @@ pub(super) struct ControlArguments {
 impl ControlArguments {
     pub(super) fn place(&self) -> Result<PathBuf, Failure> {
         let place = self.control.clone().or_else(daemon::default_place);
-        place.ok_or_else(|| Failure::failed(anyhow::anyhow!("there is no home directory for the daemon's socket; name one with --control")))
+        place.ok_or_else(|| {
+            Failure::failed(anyhow::anyhow!(
+                "there is no home directory for the daemon's socket; name one with --control"
+            ))
+        })
     }
 }
 
@@ -271,7 +275,11 @@ impl Settings {
                 return Ok(None);
             }
             Err(error) => {
-                report.say("alone", json!({ "message": error.to_string() }), &format!("{error}; going on alone"));
+                report.say(
+                    "alone",
+                    json!({ "message": error.to_string() }),
+                    &format!("{error}; going on alone"),
+                );
                 return Ok(None);
             }
         };

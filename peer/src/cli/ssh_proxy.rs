@@ -1,10 +1,10 @@
 //! `peer ssh-proxy`.
 
 use clap::Args;
+use peer::IntroductionPolicy;
 use peer::daemon::Access;
 use peer::forward::{Protocol, Target};
 use peer::service::{Hub, Request, RequestError};
-use peer::IntroductionPolicy;
 
 use super::report::Report;
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};

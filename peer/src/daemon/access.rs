@@ -3,9 +3,9 @@
 use rendezvous_wire::message::IntroductionPolicy;
 use rendezvous_wire::{PeerId, RendezvousAddress};
 
+use super::DaemonError;
 use super::client::{Client, Serving};
 use super::message::Wanted;
-use super::DaemonError;
 use crate::endpoint::{ConnectError, Endpoint};
 use crate::server_changes::ServerChanges;
 use crate::session::Session;

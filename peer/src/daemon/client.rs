@@ -200,12 +200,8 @@ impl Client {
             _dropped: dropped,
         }));
         tokio::spawn(follower.run(drop_heard));
-        let news = ShareNews {
-            path: share.path,
-            milestones: share.milestones,
-            exhausted: share.exhausted,
-            started,
-        };
+        let news =
+            ShareNews { path: share.path, milestones: share.milestones, exhausted: share.exhausted, started };
         Ok(Session::share(connection, peer, news, leased))
     }
 
@@ -497,9 +493,7 @@ impl Follower {
         let Some(connection) = &self.connection else { return };
         let ended = match connection.close_reason() {
             None => true,
-            Some(ConnectionError::ApplicationClosed(close)) => {
-                close.error_code == close::DAEMON_ENDS.into()
-            }
+            Some(ConnectionError::ApplicationClosed(close)) => close.error_code == close::DAEMON_ENDS.into(),
             Some(_) => false,
         };
         if session_ended {

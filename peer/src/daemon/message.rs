@@ -208,9 +208,13 @@ impl From<Path> for Told {
     fn from(path: Path) -> Self {
         match path {
             Path::Relayed { relay, over } => Self::Relayed { relay, over: over.name().to_owned() },
-            Path::Direct { local, remote, kind, rung, rtt } => {
-                Self::Direct { local, remote, kind, rung: rung.name().to_owned(), rtt_us: rtt.as_micros() as u64 }
-            }
+            Path::Direct { local, remote, kind, rung, rtt } => Self::Direct {
+                local,
+                remote,
+                kind,
+                rung: rung.name().to_owned(),
+                rtt_us: rtt.as_micros() as u64,
+            },
         }
     }
 }

@@ -36,8 +36,8 @@ use std::sync::Arc;
 use rendezvous_wire::PeerId;
 
 pub use access::Access;
-pub use client::{Client, Serving, down, reload, status};
 pub(crate) use client::Leased;
+pub use client::{Client, Serving, down, reload, status};
 pub use message::{Explained, Wanted};
 pub use place::default_place;
 pub use server::{Daemon, End, Host};

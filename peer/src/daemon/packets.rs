@@ -271,7 +271,12 @@ fn endpoint(packets: Packets, server: Option<quinn::ServerConfig>) -> io::Result
     let mut config = EndpointConfig::default();
     // Never fails: it is in the allowed range.
     let _ = config.max_udp_payload_size(MAX_PACKET as u16);
-    quinn::Endpoint::new_with_abstract_socket(config, server, Arc::new(packets), Arc::new(quinn::TokioRuntime))
+    quinn::Endpoint::new_with_abstract_socket(
+        config,
+        server,
+        Arc::new(packets),
+        Arc::new(quinn::TokioRuntime),
+    )
 }
 
 /// The command's end.

@@ -46,18 +46,23 @@ impl Listening {
     /// Listens at `path` for the identity whose key file is `key`. Must be called inside a tokio runtime.
     pub(super) fn begin(path: &Path, key: &Path) -> Result<Self, DaemonError> {
         let io = |source| DaemonError::Io { path: path.to_owned(), source: Arc::new(source) };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
         check_directory(directory)?;
         let lock = |path: &Path, error: DaemonError| {
             let mut options = OpenOptions::new();
             // The key's lock is its own file, which may be for reading only.
             let file = if path == key { options.read(true) } else { options.write(true).create(true) };
-            let file = file.open(path).map_err(|source| DaemonError::Io { path: path.to_owned(), source: Arc::new(source) })?;
+            let file = file
+                .open(path)
+                .map_err(|source| DaemonError::Io { path: path.to_owned(), source: Arc::new(source) })?;
             match file.try_lock() {
                 Ok(()) => Ok(file),
                 Err(TryLockError::WouldBlock) => Err(error),
-                Err(TryLockError::Error(source)) => Err(DaemonError::Io { path: path.to_owned(), source: Arc::new(source) }),
+                Err(TryLockError::Error(source)) => {
+                    Err(DaemonError::Io { path: path.to_owned(), source: Arc::new(source) })
+                }
             }
         };
         let of_key = lock(key, DaemonError::IdentityTaken { key: key.to_owned() })?;
@@ -77,8 +82,8 @@ impl Listening {
 
 /// It must be ours alone: a socket's own mode does not count everywhere (unix(7)).
 fn check_directory(directory: &Path) -> Result<(), DaemonError> {
-    let metadata =
-        fs::metadata(directory).map_err(|source| DaemonError::Io { path: directory.to_owned(), source: Arc::new(source) })?;
+    let metadata = fs::metadata(directory)
+        .map_err(|source| DaemonError::Io { path: directory.to_owned(), source: Arc::new(source) })?;
     let (path, mode) = (directory.to_owned(), metadata.mode() & 0o777);
     if metadata.uid() != own_uid() {
         return Err(DaemonError::ForeignDirectory { path });

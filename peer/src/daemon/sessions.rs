@@ -342,9 +342,8 @@ impl<H: Host> Sessions<H> {
     /// The newest command that wants it from that peer.
     fn server(&self, peer: PeerId, wants: impl Fn(&Wanted) -> bool) -> Option<u64> {
         let servers = lock(&self.servers);
-        let wanting = servers.iter().rev().find(|(_, server)| {
-            wants(&server.wanted) && server.policy.admits(peer)
-        });
+        let wanting =
+            servers.iter().rev().find(|(_, server)| wants(&server.wanted) && server.policy.admits(peer));
         wanting.map(|(number, _)| *number)
     }
 
@@ -435,8 +434,7 @@ impl<H: Host> Sessions<H> {
 
     pub(super) fn statuses(&self) -> (Vec<SessionStatus>, Vec<CommandStatus>) {
         let all: Vec<Arc<Held>> = lock(&self.all).clone();
-        let sessions =
-            all.iter().map(|held| held.status(self.host.alias(held.session().peer()))).collect();
+        let sessions = all.iter().map(|held| held.status(self.host.alias(held.session().peer()))).collect();
         let waiting = lock(&self.servers)
             .values()
             .map(|server| CommandStatus {

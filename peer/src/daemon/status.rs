@@ -136,4 +136,3 @@ pub struct ServesStatus {
     /// Where they may have us listen.
     pub listen: Vec<String>,
 }
-

@@ -183,7 +183,15 @@ impl Forwarder {
                 }
             }
         }
-        Ok(Self { access: access.into(), peer, remote: plan.remote, observer, hub: sender, doubt, _listeners: tasks })
+        Ok(Self {
+            access: access.into(),
+            peer,
+            remote: plan.remote,
+            observer,
+            hub: sender,
+            doubt,
+            _listeners: tasks,
+        })
     }
 
     /// Opens a session, and another whenever one ends. In each, `prologue` is done first.
