@@ -1,5 +1,6 @@
 //! `peer up`: commands of one machine share its registration and its sessions, and whatever becomes of the daemon is told.
 
+use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -350,11 +351,11 @@ fn nobody_else() -> anyhow::Result<()> {
         command.args(["status", "--control", shown]).env("HOME", place.path()).env_remove("RUST_LOG");
         Ok(command.output()?)
     };
-    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
+    std::fs::set_permissions(place.path(), Permissions::from_mode(0o755))?;
     failed(&as_nobody()?, 1, &["another user's", "--control"])?;
     // Even where somebody has opened the folder and the socket.
-    std::fs::set_permissions(&run, PermissionsExt::from_mode(0o755))?;
-    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666))?;
+    std::fs::set_permissions(&run, Permissions::from_mode(0o755))?;
+    std::fs::set_permissions(&socket, Permissions::from_mode(0o666))?;
     failed(&as_nobody()?, 1, &["another user's", "--control"])?;
     world.done(&laptop, "laptop", &["status", "--control", shown])?;
     Ok(())
@@ -426,7 +427,7 @@ fn there_is_one() -> anyhow::Result<()> {
     )?;
     failed(&run(&["up", "--alone"])?, 2, &["--alone"])?;
     // Somebody else's place.
-    std::fs::set_permissions(elsewhere.path(), PermissionsExt::from_mode(0o755))?;
+    std::fs::set_permissions(elsewhere.path(), Permissions::from_mode(0o755))?;
     let open = elsewhere.path().join("control.sock");
     let arguments =
         ["up", "--key", key.to_str().context("UTF-8")?, "--control", open.to_str().context("UTF-8")?];

@@ -62,13 +62,15 @@ pub(super) async fn run(arguments: UpArguments, verbose: bool) -> Result<(), Fai
     ready();
     let fields = json!({ "id": endpoint.id().to_string(), "control": place, "pid": std::process::id() });
     report.say("up", fields, &format!("up as {}; commands use {}", endpoint.id(), place.display()));
-    let end = tokio::select! {
-        end = daemon.run(&endpoint, key, settings.servers.clone(), host.clone()) => Some(end),
-        () = registering(&endpoint, &report) => None,
-        () = host.watch() => None,
-        // Stopping it is how it ends.
-        () = interrupted() => None,
+    let stop = async {
+        tokio::select! {
+            () = registering(&endpoint, &report) => {}
+            () = host.watch() => {}
+            // Stopping it is how it ends.
+            () = interrupted() => {}
+        }
     };
+    let end = daemon.run(&endpoint, key, settings.servers.clone(), host.clone(), stop).await;
     endpoint.close().await;
     report.say("down", json!({}), "down");
     drop(daemon);

@@ -160,7 +160,7 @@ async fn run(place: &Place) -> (Endpoint, tokio::task::JoinHandle<(Daemon, End)>
         .unwrap();
     let running = endpoint.clone();
     let task = tokio::spawn(async move {
-        let end = daemon.run(&running, key, Vec::new(), Arc::new(Nothing)).await;
+        let end = daemon.run(&running, key, Vec::new(), Arc::new(Nothing), std::future::pending()).await;
         (daemon, end)
     });
     (endpoint, task)
@@ -244,7 +244,11 @@ async fn a_daemon_of_another_version_is_told_from_one_that_is_none() {
     let newer = [&message::header(Kind::Control, body.len())[..], &body].concat();
     let (status, ()) = tokio::join!(super::status(&place.path), answer(newer));
     let words = status.unwrap_err().to_string();
-    assert!(words.contains("process 77") && words.contains("version 9") && words.contains("`peer up`"), "{words}");
-    let (status, ()) = tokio::join!(super::status(&place.path), answer(b"220 mail.example ESMTP\r\n".to_vec()));
+    assert!(
+        words.contains("process 77") && words.contains("version 9") && words.contains("`peer up`"),
+        "{words}"
+    );
+    let (status, ()) =
+        tokio::join!(super::status(&place.path), answer(b"220 mail.example ESMTP\r\n".to_vec()));
     assert!(matches!(status, Err(DaemonError::Mute { .. })));
 }

@@ -71,6 +71,8 @@ pub trait Host: Send + Sync + 'static {
 pub enum End {
     /// Somebody has asked it to, and waits until this is dropped.
     Asked(mpsc::Sender<Vec<u8>>),
+    /// It was stopped.
+    Stopped,
     /// Its endpoint is closed.
     Closed,
 }
@@ -98,13 +100,14 @@ impl Daemon {
         Listening::begin(path, key).map(Self)
     }
 
-    /// Serves commands and peers until it is asked to end. The endpoint stays open. The socket goes when this daemon is dropped.
+    /// Serves commands and peers until it is asked to end, or `stop` is over. The endpoint stays open. The socket goes when this daemon is dropped.
     pub async fn run<H: Host>(
         &self,
         endpoint: &Endpoint,
         key: KeyPair,
         servers: Vec<RendezvousAddress>,
         host: Arc<H>,
+        stop: impl Future<Output = ()>,
     ) -> End {
         let sessions = Sessions::new(endpoint.clone(), host);
         let (down, mut asked_down) = mpsc::channel(1);
@@ -124,6 +127,7 @@ impl Daemon {
         };
         let mut lines = JoinSet::new();
         let end = tokio::select! {
+            () = stop => End::Stopped,
             () = accepting => End::Closed,
             () = sweeping => End::Closed,
             () = self.take_lines(&shared, &mut lines) => End::Closed,
