@@ -494,7 +494,9 @@ impl Follower {
         let ended = match connection.close_reason() {
             None => true,
             Some(ConnectionError::ApplicationClosed(close)) => close.error_code == close::DAEMON_ENDS.into(),
-            Some(_) => false,
+            Some(ConnectionError::LocallyClosed) => false,
+            // Without a word, or before the code can be told (RFC 9000, 10.2.3).
+            Some(_) => true,
         };
         if session_ended {
             connection.close(close::SESSION_LOST.into(), b"the session has ended");
