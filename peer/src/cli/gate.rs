@@ -26,11 +26,14 @@ const MOST_IDS: usize = 256;
 /// Tells a file from the one that it replaced.
 pub(super) type Stamp = Option<(u64, u64, i64, i64)>;
 
+/// Who may have what.
+pub(super) type Rulebook = Arc<[(Vec<Who>, Rules)]>;
+
 /// Answers requests by what the person wants. What is known of peers is read again whenever its file has changed.
 #[derive(Debug)]
 pub(super) struct Gate {
     home: Option<Home>,
-    rules: RwLock<Arc<[(Vec<Who>, Rules)]>>,
+    rules: RwLock<Rulebook>,
     /// Those of `--allow`; nobody else is let in unless the list is empty.
     allowed: Vec<PeerId>,
     /// Whether there is something for whoever comes.
@@ -78,7 +81,7 @@ impl Gate {
     }
 
     /// What is given to whom.
-    pub(super) fn all_rules(&self) -> Arc<[(Vec<Who>, Rules)]> {
+    pub(super) fn all_rules(&self) -> Rulebook {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -172,15 +172,9 @@ async fn pipe_first(access: &Access, gate: &Arc<Gate>, report: &Report) -> Resul
         session.delivered(stream).await?;
         anyhow::Ok(totals)
     };
-    // Its end is the pipe's as well, which tells more of it.
-    let others = async {
-        others.await;
-        std::future::pending().await
-    };
     let outcome = tokio::select! {
         outcome = piped => outcome,
-        () = others => return Ok(()),
-        () = turn_away => return Ok(()),
+        _ = async { tokio::join!(others, turn_away) } => return Ok(()),
     };
     let (sent, received) = outcome.map_err(Failure::broken)?;
     report.closed(&session, sent, received);

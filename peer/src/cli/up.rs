@@ -96,7 +96,7 @@ async fn registering(endpoint: &Endpoint, report: &Report) {
             report.say("not_registered", json!({ "message": error.to_string() }), &words);
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// What is served.
