@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("daemon::a_command_ends_with_its_own_streams_only", ends_its_own_streams),
         trial("daemon::both_sides_share_the_session_that_one_has_opened", both_sides_share),
         trial("daemon::one_that_was_killed_is_told_and_replaced", killed_and_replaced),
+        trial("daemon::one_that_was_killed_at_the_other_side_is_found_again", killed_at_the_other_side),
         trial("daemon::nobody_else_is_spoken_to", nobody_else),
         trial("daemon::a_changed_configuration_holds_while_a_session_lives", reload),
         trial("daemon::there_is_one_and_whoever_needs_it_is_told", there_is_one),
@@ -111,8 +112,13 @@ fn share_one_session() -> anyhow::Result<()> {
     forward.event(|event| event["event"] == "path" && event["path"] == "direct", PATIENCE)?;
 
     let echo = listen(&world, &nas, &["--echo"])?;
-    let mut held = world.person(&laptop, "laptop", &["connect", "nas"])?;
+    let mut held = world.person(&laptop, "laptop", &["connect", "--verbose", "nas"])?;
     held.named("path")?;
+    let mut proxy = world.person(&laptop, "laptop", &["ssh-proxy", "nas", &port.to_string()])?;
+    proxy.stdin()?.write_all(b"GET /hello HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    proxy.stdout()?.read_to_string(&mut page)?;
+    ensure!(page.ends_with("from the nas") && proxy.wait(PATIENCE)?.success(), "{page:?}");
     world.done(&laptop, "laptop", &["ping", "nas", "--count", "2", "--interval", "0.05"])?;
     let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let file = from.path().join("file");
@@ -154,6 +160,7 @@ fn share_one_session() -> anyhow::Result<()> {
     let shown = world.done(&laptop, "laptop", &["status"])?;
     ensure!(shown.contains("session with nas (") && shown.contains("used by peer forward nas"), "{shown}");
     echoed(&mut held, "through the same session")?;
+    ensure!(held.named("explained")?["verdict"] == "direct");
     drop(echo);
     let known: Value =
         serde_json::from_str(&world.done(&laptop, "laptop", &["list", "--online", "--json"])?)?;
@@ -317,6 +324,28 @@ fn killed_and_replaced() -> anyhow::Result<()> {
     }
     let status = status(&world, &laptop, "laptop")?;
     ensure!(only_session(&status)?["commands"][0]["command"] == "forward nas", "{status}");
+    Ok(())
+}
+
+/// Its successor knows nothing of the session that ours still has.
+fn killed_at_the_other_side() -> anyhow::Result<()> {
+    let (world, laptop, nas) = friends()?;
+    let (_web, _files, port) = web_server(&nas, "again")?;
+    serves(&world, "nas", &format!("localhost:{port}"))?;
+    let mut nas_daemon = up(&world, &nas, "nas")?;
+    let _daemon = up(&world, &laptop, "laptop")?;
+    let (mut forward, at) = forward(&world, &laptop, &["-L", &format!("0:localhost:{port}")])?;
+    let url = format!("http://{}/hello", at[0]);
+    ensure!(fetch(&laptop, &[&url])? == "again");
+    nas_daemon.signal(Signal::SIGKILL)?;
+    nas_daemon.wait(PATIENCE)?;
+    let _nas_daemon = up(&world, &nas, "nas")?;
+    world.done(&laptop, "laptop", &["ping", "nas", "--count", "1"])?;
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !curl(&laptop, &[&url])?.status.success() {
+        ensure!(Instant::now() < deadline, "not forwarded again");
+    }
+    forward.named("lost")?;
     Ok(())
 }
 

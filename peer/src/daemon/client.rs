@@ -12,7 +12,7 @@ use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress};
 use tokio::sync::{oneshot, watch};
 
 use super::line::{Hearer, Line, Teller};
-use super::message::{self, Ask, Explained, Hello, News, Tell, Wanted, Who};
+use super::message::{self, Ask, Explained, Hello, News, NotOpened, Tell, Wanted, Who};
 use super::status::Status;
 use super::{DaemonError, close, packets, place};
 use crate::endpoint::ConnectError;
@@ -182,6 +182,10 @@ impl Client {
         teller.tell(question).await;
         let (peer, news) = match hearer.hear().await {
             Some(Tell::Opened { peer, news }) => (peer, news),
+            // Its endpoint is, and soon it will be.
+            Some(Tell::NotOpened { why: NotOpened::Closed }) => {
+                return Err(DaemonError::Gone { pid: hello.pid }.into());
+            }
             Some(Tell::NotOpened { why }) => return Err(why.into_error(peer)),
             _ => return Err(DaemonError::Gone { pid: hello.pid }.into()),
         };

@@ -27,7 +27,10 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 /// From a session that has said something since then, the next answer is taken for granted.
 const FRESH: Duration = Duration::from_secs(3);
 
-/// A session that does not answer for this long is left alone, and another opened: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
+/// How long the answer of a quiet session is waited for before another is opened as well: it outlasts the round trips of most paths.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// A session that does not answer for this long is not used: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
 const SILENT: Duration = Duration::from_secs(5);
 
 /// How long a program that has opened a session may take to say whether it is a daemon; one that is none may never say.
@@ -144,25 +147,27 @@ impl Held {
         pulse.idle.is_some_and(|since| now.saturating_duration_since(since) >= LINGER)
     }
 
-    /// Whether it is of use for a command of ours: it answers, and the other side gives in it what it has to give.
-    async fn is_of_use(&self) -> bool {
+    /// Whether the other side gives in it what it has to give.
+    async fn is_for_us(&self) -> bool {
         if self.session().close_reason().is_some() {
             return false;
         }
-        if !self.dialled {
-            let mut hold = self.hold.lock().await;
-            if let Hold::NotAsked = *hold {
-                *hold = match tokio::time::timeout(HOLDING, self.hub.ask(&Request::Hold)).await {
-                    Ok(Ok(exchange)) => Hold::Kept(exchange),
-                    Ok(Err(_)) | Err(_) => Hold::No,
-                };
-            }
-            if let Hold::No = *hold {
-                return false;
-            }
+        if self.dialled {
+            return true;
         }
-        let fresh = lock(&self.pulse).heard.elapsed() < FRESH;
-        fresh || self.hub.answers(SILENT).await
+        let mut hold = self.hold.lock().await;
+        if let Hold::NotAsked = *hold {
+            *hold = match tokio::time::timeout(HOLDING, self.hub.ask(&Request::Hold)).await {
+                Ok(Ok(exchange)) => Hold::Kept(exchange),
+                Ok(Err(_)) | Err(_) => Hold::No,
+            };
+        }
+        matches!(*hold, Hold::Kept(_))
+    }
+
+    /// Whether something has been heard in it lately.
+    fn is_fresh(&self) -> bool {
+        lock(&self.pulse).heard.elapsed() < FRESH
     }
 
     fn status(&self, alias: Option<String>) -> SessionStatus {
@@ -260,13 +265,35 @@ impl<H: Host> Sessions<H> {
             lock(&self.all).iter().filter(|held| held.session().peer() == peer).cloned().collect();
         // The newest first, and our own before theirs.
         let (ours, theirs): (Vec<_>, Vec<_>) = known.into_iter().rev().partition(|held| held.dialled);
+        let mut quiet = None;
         for held in ours.into_iter().chain(theirs) {
-            if held.is_of_use().await {
-                return Ok(held);
+            if held.is_for_us().await {
+                if held.is_fresh() {
+                    return Ok(held);
+                }
+                quiet = quiet.or(Some(held));
             }
         }
-        let session = self.endpoint.connect(peer).await?;
-        Ok(self.hold(session, true))
+        let dial = self.endpoint.connect(peer);
+        let Some(quiet) = quiet else { return Ok(self.hold(dial.await?, true)) };
+        // The other side may have been started anew without a word, and then it is a new session that reaches it.
+        let answers = quiet.hub.answers(SILENT);
+        let late = async {
+            tokio::time::sleep(HEAD_START).await;
+            dial.await
+        };
+        tokio::pin!(answers, late);
+        tokio::select! {
+            answers = &mut answers => match answers {
+                true => Ok(quiet.clone()),
+                false => Ok(self.hold(late.await?, true)),
+            },
+            dialled = &mut late => match dialled {
+                Ok(session) => Ok(self.hold(session, true)),
+                Err(_) if answers.await => Ok(quiet.clone()),
+                Err(error) => Err(error),
+            },
+        }
     }
 
     /// Keeps a session and serves what the other side wants in it, until it ends.
