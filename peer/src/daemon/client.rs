@@ -460,8 +460,22 @@ impl Follower {
     async fn run(mut self, mut dropped: oneshot::Receiver<()>) {
         let mut ended = false;
         loop {
+            let connection = &self.connection;
+            let closed = async {
+                match connection {
+                    Some(connection) => drop(connection.closed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            // What was said before the connection was closed is heard before that.
             let told = tokio::select! {
+                biased;
                 told = self.hearer.hear() => told,
+                () = closed => {
+                    self.gone(ended);
+                    self.connection = None;
+                    continue;
+                }
                 _ = &mut dropped, if self.connection.is_some() => {
                     self.connection = None;
                     continue;
@@ -492,7 +506,7 @@ impl Follower {
         *waiting = Waiting { over: true, ..Waiting::default() };
     }
 
-    /// The socket is closed: by us, or because the daemon has ended.
+    /// The socket or the connection is closed: by us, or because the daemon has ended.
     fn gone(&self, session_ended: bool) {
         let Some(connection) = &self.connection else { return };
         let ended = match connection.close_reason() {

@@ -24,10 +24,7 @@ const LINGER: Duration = Duration::from_secs(30);
 /// How often it is looked at them.
 pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
-/// From a session that has said something since then, the next answer is taken for granted.
-const FRESH: Duration = Duration::from_secs(3);
-
-/// How long the answer of a quiet session is waited for before another is opened as well: it outlasts the round trips of most paths.
+/// How long the answer of a session that is there is waited for before another is opened as well: it outlasts the round trips of most paths.
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// A session that does not answer for this long is not used: several round trips of any path, and two retransmissions (RFC 9002, 6.2).
@@ -69,7 +66,8 @@ pub(super) struct Held {
     served: AtomicUsize,
     /// The other side keeps it for us, though it is the other side's.
     hold: tokio::sync::Mutex<Hold>,
-    pulse: Mutex<Pulse>,
+    /// Since when nobody uses it.
+    idle: Mutex<Option<Instant>>,
 }
 
 /// Whether a session that the other side has opened may be used for our commands.
@@ -78,13 +76,6 @@ enum Hold {
     Kept(#[expect(dead_code, reason = "it is kept for as long as the stream is open")] Exchange),
     /// It is a program's that gives nothing, or gives only what is its own.
     No,
-}
-
-/// When something was last heard, and since when nobody uses it.
-struct Pulse {
-    datagrams: u64,
-    heard: Instant,
-    idle: Option<Instant>,
 }
 
 /// Counts a stream that is served.
@@ -106,7 +97,7 @@ impl Held {
             owners: Mutex::default(),
             served: AtomicUsize::new(0),
             hold: tokio::sync::Mutex::new(Hold::NotAsked),
-            pulse: Mutex::new(Pulse { datagrams: 0, heard: Instant::now(), idle: None }),
+            idle: Mutex::default(),
         })
     }
 
@@ -136,15 +127,10 @@ impl Held {
 
     /// Looks at it; true when nobody has used it for long enough.
     fn look(&self, now: Instant) -> bool {
-        let datagrams = self.session().stats().udp_rx.datagrams;
         let used = !lock(&self.shares).is_empty() || self.served.load(Ordering::Relaxed) > 0;
-        let mut pulse = lock(&self.pulse);
-        if pulse.datagrams != datagrams {
-            pulse.datagrams = datagrams;
-            pulse.heard = now;
-        }
-        pulse.idle = if used { None } else { pulse.idle.or(Some(now)) };
-        pulse.idle.is_some_and(|since| now.saturating_duration_since(since) >= LINGER)
+        let mut idle = lock(&self.idle);
+        *idle = if used { None } else { idle.or(Some(now)) };
+        idle.is_some_and(|since| now.saturating_duration_since(since) >= LINGER)
     }
 
     /// Whether the other side gives in it what it has to give.
@@ -163,11 +149,6 @@ impl Held {
             };
         }
         matches!(*hold, Hold::Kept(_))
-    }
-
-    /// Whether something has been heard in it lately.
-    fn is_fresh(&self) -> bool {
-        lock(&self.pulse).heard.elapsed() < FRESH
     }
 
     fn status(&self, alias: Option<String>) -> SessionStatus {
@@ -265,19 +246,17 @@ impl<H: Host> Sessions<H> {
             lock(&self.all).iter().filter(|held| held.session().peer() == peer).cloned().collect();
         // The newest first, and our own before theirs.
         let (ours, theirs): (Vec<_>, Vec<_>) = known.into_iter().rev().partition(|held| held.dialled);
-        let mut quiet = None;
+        let mut found = None;
         for held in ours.into_iter().chain(theirs) {
             if held.is_for_us().await {
-                if held.is_fresh() {
-                    return Ok(held);
-                }
-                quiet = quiet.or(Some(held));
+                found = Some(held);
+                break;
             }
         }
         let dial = self.endpoint.connect(peer);
-        let Some(quiet) = quiet else { return Ok(self.hold(dial.await?, true)) };
+        let Some(found) = found else { return Ok(self.hold(dial.await?, true)) };
         // The other side may have been started anew without a word, and then it is a new session that reaches it.
-        let answers = quiet.hub.answers(SILENT);
+        let answers = found.hub.answers(SILENT);
         let late = async {
             tokio::time::sleep(HEAD_START).await;
             dial.await
@@ -285,12 +264,12 @@ impl<H: Host> Sessions<H> {
         tokio::pin!(answers, late);
         tokio::select! {
             answers = &mut answers => match answers {
-                true => Ok(quiet.clone()),
+                true => Ok(found.clone()),
                 false => Ok(self.hold(late.await?, true)),
             },
             dialled = &mut late => match dialled {
                 Ok(session) => Ok(self.hold(session, true)),
-                Err(_) if answers.await => Ok(quiet.clone()),
+                Err(_) if answers.await => Ok(found.clone()),
                 Err(error) => Err(error),
             },
         }
