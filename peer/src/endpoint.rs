@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::config;
 use crate::driver::{Driver, Event, Online};
 use crate::portmap::{self, Mapped, PortMapper};
-use crate::server_changes::{ServerChanges, WeakAnnouncer};
+use crate::server_changes::{ServerChanges, ServerStanding, WeakAnnouncer};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::PathSocket;
@@ -94,6 +94,17 @@ pub enum ConnectError {
         "whoever answered for {0} does not hold that key; nothing was sent. The rendezvous server may be lying"
     )]
     WrongKey(PeerId),
+    /// The daemon was not able to reach it either.
+    #[error("{words}")]
+    Told {
+        /// The other side.
+        peer: PeerId,
+        /// The daemon's words.
+        words: String,
+    },
+    /// The daemon itself cannot be used.
+    #[error(transparent)]
+    Daemon(#[from] crate::daemon::DaemonError),
     /// The endpoint was closed.
     #[error("the endpoint is closed")]
     Closed,
@@ -320,6 +331,14 @@ impl Endpoint {
     /// What becomes of its rendezvous servers from now on.
     pub fn server_changes(&self) -> ServerChanges {
         self.inner.servers.subscribe()
+    }
+
+    /// How it stands with its rendezvous servers now, in the order in which they were added.
+    pub async fn servers(&self) -> Vec<ServerStanding> {
+        let (reply, standing) = oneshot::channel();
+        // Fails only when the endpoint is closed.
+        let _ = self.inner.events.send(Event::Servers { reply }).await;
+        standing.await.unwrap_or_default()
     }
 
     /// Waits until the router lets in what comes to a port of its own, and tells where ([`Builder::port_mapping`]). Many routers never do: a

@@ -18,6 +18,8 @@
 //! # }
 //! ```
 //!
+//! [`daemon`] has several programs share one endpoint and its sessions.
+//!
 //! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one.
 //!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
@@ -43,6 +45,7 @@ mod signalling;
 mod socket;
 mod tunnel;
 
+pub mod daemon;
 pub mod doctor;
 pub mod forward;
 pub mod identity;
@@ -59,8 +62,8 @@ pub use rendezvous_wire::candidate::{CandidateKind, Mapping, PortAllocation};
 pub use rendezvous_wire::message::{IntroductionPolicy, Limit};
 pub use rendezvous_wire::ticket::{MAX_TICKET_SERVERS, ParseTicketError, UnwritableTicket};
 pub use rendezvous_wire::{InviteSecret, KeyPair, PeerId, RendezvousAddress, Ticket, Token};
-pub use server_changes::{ServerChange, ServerChanges, ServerState};
-pub use session::{Path, RelayTransport, Session, Timeline};
+pub use server_changes::{ServerChange, ServerChanges, ServerStanding, ServerState, Standing};
+pub use session::{Path, PathTraffic, RelayTransport, Session, Timeline};
 pub use signalling::ServerError;
 pub use tunnel::proxy::ProxyError;
 

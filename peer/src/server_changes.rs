@@ -4,6 +4,7 @@ use rendezvous_wire::RendezvousAddress;
 use rendezvous_wire::message::Limit;
 use tokio::sync::broadcast;
 
+use crate::session::RelayTransport;
 use crate::signalling::ServerError;
 
 /// Changes that may wait for a slow listener; the oldest are dropped then.
@@ -36,6 +37,29 @@ pub struct ServerChange {
     pub server: RendezvousAddress,
     /// How it stands with it now.
     pub state: ServerState,
+}
+
+/// How it stands with a rendezvous server at a moment.
+#[derive(Debug, Clone)]
+pub struct ServerStanding {
+    /// Which server.
+    pub server: RendezvousAddress,
+    /// How it stands with it.
+    pub state: Standing,
+}
+
+/// See [`ServerStanding`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It is being connected to, and has not failed yet.
+    Connecting,
+    /// It has registered us; its relay, and in most cases the server itself, is reached that way.
+    Registered(RelayTransport),
+    /// It has registered us, and does not answer.
+    Silent,
+    /// It cannot be used at present, and is tried again.
+    Down(ServerError),
 }
 
 /// What changes from now on. See [`Endpoint::server_changes`](crate::Endpoint::server_changes).

@@ -3,19 +3,23 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::Stream;
 use peer_agent::Rung;
-use quinn::Connection;
+use quinn::{Connection, ConnectionError, SendDatagramError, Side, StreamId};
 use rendezvous_wire::PeerId;
 use rendezvous_wire::candidate::CandidateKind;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::daemon::{Explained, Leased};
 use crate::doctor;
 use crate::driver::{Event, Key};
 use crate::explain::Explanation;
+use crate::socket::Carried;
 
 /// How a relay is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,6 +111,21 @@ pub struct Timeline {
     pub direct: Option<Duration>,
 }
 
+/// Bytes of QUIC that a session's datagrams were made of, retransmissions and all, since it was introduced; sessions with the same process of a peer
+/// share their paths and these counts. What goes over two paths at the same time counts on both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PathTraffic {
+    /// Sent straight to the other side.
+    pub direct_sent: u64,
+    /// Received straight from it.
+    pub direct_received: u64,
+    /// Sent over a relay.
+    pub relayed_sent: u64,
+    /// Received over a relay.
+    pub relayed_received: u64,
+}
+
 /// The moments that all sessions with one remote endpoint share.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Milestones {
@@ -122,16 +141,18 @@ pub(crate) struct PathNews {
     milestones: Arc<Mutex<Milestones>>,
     /// Whether a round of checks has ended with nothing.
     exhausted: watch::Sender<bool>,
+    carried: Arc<Carried>,
     /// Where sessions ask for explanations, and under which name.
     driver: (mpsc::Sender<Event>, Key),
 }
 
 impl PathNews {
-    pub(crate) fn new(events: mpsc::Sender<Event>, key: Key) -> Self {
+    pub(crate) fn new(events: mpsc::Sender<Event>, key: Key, carried: Arc<Carried>) -> Self {
         Self {
             path: watch::Sender::new(None),
             milestones: Arc::default(),
             exhausted: watch::Sender::new(false),
+            carried,
             driver: (events, key),
         }
     }
@@ -170,7 +191,11 @@ impl PathNews {
             path: self.path.subscribe(),
             milestones: self.milestones.clone(),
             exhausted: self.exhausted.subscribe(),
-            driver: self.driver.clone(),
+            beneath: Beneath::Driver {
+                events: self.driver.0.clone(),
+                key: self.driver.1,
+                carried: self.carried.clone(),
+            },
             started,
             connected: Instant::now(),
         }))
@@ -193,9 +218,25 @@ struct Inner {
     path: watch::Receiver<Option<Path>>,
     milestones: Arc<Mutex<Milestones>>,
     exhausted: watch::Receiver<bool>,
-    driver: (mpsc::Sender<Event>, Key),
+    beneath: Beneath,
     started: Instant,
     connected: Instant,
+}
+
+/// Who moves the session's datagrams.
+enum Beneath {
+    /// The driver of our own endpoint.
+    Driver { events: mpsc::Sender<Event>, key: Key, carried: Arc<Carried> },
+    /// The daemon, whose session this is a share of; the connection leads to the daemon.
+    Daemon(Leased),
+}
+
+/// What is told of a share of a daemon's session.
+pub(crate) struct ShareNews {
+    pub(crate) path: watch::Receiver<Option<Path>>,
+    pub(crate) milestones: Arc<Mutex<Milestones>>,
+    pub(crate) exhausted: watch::Receiver<bool>,
+    pub(crate) started: Instant,
 }
 
 /// The driver's view of a session: does not keep it open.
@@ -212,6 +253,83 @@ impl WeakSession {
 impl Session {
     pub(crate) fn downgrade(&self) -> WeakSession {
         WeakSession(Arc::downgrade(&self.0))
+    }
+
+    /// A share of a daemon's session.
+    pub(crate) fn share(connection: Connection, peer: PeerId, news: ShareNews, leased: Leased) -> Self {
+        Self(Arc::new(Inner {
+            connection,
+            peer,
+            path: news.path,
+            milestones: news.milestones,
+            exhausted: news.exhausted,
+            beneath: Beneath::Daemon(leased),
+            started: news.started,
+            connected: Instant::now(),
+        }))
+    }
+
+    /// The daemon's end, where it is a share of a daemon's session.
+    pub(crate) fn leased(&self) -> Option<&Leased> {
+        match &self.0.beneath {
+            Beneath::Daemon(leased) => Some(leased),
+            Beneath::Driver { .. } => None,
+        }
+    }
+
+    /// Which side of the QUIC handshake this one is. Of a share of a daemon's session: the client, unless the other side has begun
+    /// what it is for.
+    pub fn side(&self) -> Side {
+        self.leased().map_or_else(|| self.0.connection.side(), Leased::side)
+    }
+
+    /// What its paths have carried; `None` of a share of a daemon's session, which counts for itself.
+    pub fn traffic(&self) -> Option<PathTraffic> {
+        let Beneath::Driver { carried, .. } = &self.0.beneath else { return None };
+        let [direct_sent, direct_received, relayed_sent, relayed_received] = [
+            &carried.direct_sent,
+            &carried.direct_received,
+            &carried.relayed_sent,
+            &carried.relayed_received,
+        ]
+        .map(|count| count.load(Ordering::Relaxed));
+        Some(PathTraffic { direct_sent, direct_received, relayed_sent, relayed_received })
+    }
+
+    /// Largest datagram that [`send_datagram`](Self::send_datagram) takes on the present path.
+    pub fn max_datagram_size(&self) -> Option<usize> {
+        match self.leased() {
+            Some(leased) => leased.width(),
+            None => self.0.connection.max_datagram_size(),
+        }
+    }
+
+    /// Sends a datagram that may be lost (RFC 9221).
+    ///
+    /// # Errors
+    ///
+    /// As of [`quinn::Connection::send_datagram`].
+    pub fn send_datagram(&self, datagram: Bytes) -> Result<(), SendDatagramError> {
+        // The way to the daemon is wider than the path behind it.
+        if self.leased().and_then(Leased::width).is_some_and(|width| datagram.len() > width) {
+            return Err(SendDatagramError::TooLarge);
+        }
+        self.0.connection.send_datagram(datagram)
+    }
+
+    /// Waits until the other side has all that was written to a stream that is finished. On a connection of one's own the stream's
+    /// acknowledgement says that, and this returns at once; a daemon acknowledges what it has yet to pass on.
+    ///
+    /// # Errors
+    ///
+    /// When the session ended first.
+    pub async fn delivered(&self, stream: StreamId) -> Result<(), ConnectionError> {
+        match self.leased() {
+            Some(leased) if !leased.delivered(stream.into()).await => {
+                Err(self.close_reason().unwrap_or(ConnectionError::LocallyClosed))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The key that the other side has proven to hold.
@@ -244,13 +362,23 @@ impl Session {
     /// has no introduction any more.
     pub async fn explain(&self) -> Option<Explanation> {
         let (reply, explanation) = oneshot::channel();
-        let (driver, key) = &self.0.driver;
-        driver.send(Event::Explain { key: *key, reply }).await.ok()?;
+        let Beneath::Driver { events, key, .. } = &self.0.beneath else { return None };
+        events.send(Event::Explain { key: *key, reply }).await.ok()?;
         let mut explanation = explanation.await.ok()??;
         if let (Some(Path::Relayed { relay, .. }), true) = (self.path(), explanation.asks_for_carrier()) {
             explanation.carrier = doctor::carrier(relay).await;
         }
         Some(explanation)
+    }
+
+    /// The same of a share of a daemon's session, as the daemon shows it.
+    pub async fn explained_by_daemon(&self) -> Option<Explained> {
+        self.leased()?.explain().await
+    }
+
+    /// UDP datagrams received for it so far; of a share of a daemon's session up to a second ago.
+    pub fn heard(&self) -> u64 {
+        self.leased().map_or_else(|| self.stats().udp_rx.datagrams, Leased::heard)
     }
 
     /// Waits until it is direct, or until everything has been tried once in vain (some 6 s after the introduction). True: direct.
@@ -261,6 +389,11 @@ impl Session {
             direct = path.wait_for(|path| path.is_some_and(|path| path.is_direct())) => direct.is_ok(),
             _ = exhausted.wait_for(|exhausted| *exhausted) => false,
         }
+    }
+
+    /// The path that carries it, and whether a round of checks has ended with nothing.
+    pub(crate) fn news(&self) -> (watch::Receiver<Option<Path>>, watch::Receiver<bool>) {
+        (self.0.path.clone(), self.0.exhausted.clone())
     }
 
     /// When its stages were reached.

@@ -54,6 +54,9 @@ const RETRY_UDP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
+    /// As the daemon has told it.
+    #[error("{0}")]
+    Told(String),
     /// The host name has no address.
     #[error("{host} cannot be resolved: {cause}. Check the name, and that DNS works here")]
     Resolve {

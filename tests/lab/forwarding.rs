@@ -37,7 +37,11 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Starts `peer forward nas`; where it listens, in the order of the arguments.
-fn forward(world: &World, host: &Host, arguments: &[&str]) -> anyhow::Result<(Program, Vec<String>)> {
+pub(crate) fn forward(
+    world: &World,
+    host: &Host,
+    arguments: &[&str],
+) -> anyhow::Result<(Program, Vec<String>)> {
     let all = [&["forward", "nas"], arguments].concat();
     let mut program = world.person(host, "laptop", &all)?;
     let places = arguments.iter().filter(|argument| ["-L", "-R", "-D"].contains(argument)).count();
@@ -69,7 +73,7 @@ fn http() -> anyhow::Result<()> {
 }
 
 /// A responder that answers a query with its id and `length` bytes in all; the length stands in the query.
-fn responder(host: &Host) -> anyhow::Result<SocketAddr> {
+pub(crate) fn responder(host: &Host) -> anyhow::Result<SocketAddr> {
     let socket = host.run(|| UdpSocket::bind("127.0.0.1:0"))?;
     let address = socket.local_addr()?;
     std::thread::spawn(move || {
@@ -108,12 +112,12 @@ fn dns_over_udp() -> anyhow::Result<()> {
 }
 
 /// Asks a responder; as a resolver does, again when there is no answer.
-fn resolve(host: &Host, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
+pub(crate) fn resolve(host: &Host, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
     let socket = host.run(|| UdpSocket::bind("127.0.0.1:0"))?;
     ask(&socket, place, id, length)
 }
 
-fn ask(socket: &UdpSocket, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
+pub(crate) fn ask(socket: &UdpSocket, place: &str, id: u16, length: u16) -> anyhow::Result<()> {
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut buffer = vec![0; 65_536];
     let answered = (0..3).find_map(|_| {

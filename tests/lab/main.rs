@@ -10,6 +10,7 @@ mod benchmarks;
 mod browser;
 mod chaos;
 mod commands;
+mod daemon;
 mod dialling;
 mod doctor;
 mod explain;
@@ -61,6 +62,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(roaming::trials());
     trials.extend(dialling::trials());
     trials.extend(commands::trials());
+    trials.extend(daemon::trials());
     trials.extend(setup::trials());
     trials.extend(forwarding::trials());
     trials.extend(reach::trials());

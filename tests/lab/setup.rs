@@ -110,7 +110,7 @@ pub(crate) fn fetch(host: &Host, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// The run must have failed with this code, and its words must hold all of these.
-fn failed(output: &Output, code: i32, words: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn failed(output: &Output, code: i32, words: &[&str]) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(code), "{}: {said}", output.status);
     ensure!(output.stdout.is_empty(), "words on standard output");
@@ -337,7 +337,7 @@ fn without_a_server() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn config_file(world: &World, name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn config_file(world: &World, name: &str) -> anyhow::Result<PathBuf> {
     let [(_, config), ..] = world.home(name)?;
     Ok(PathBuf::from(config).join("peer/config.toml"))
 }

@@ -203,14 +203,19 @@ impl World {
     /// # Errors
     ///
     /// Never where temporary paths are in UTF-8.
-    pub fn home(&self, name: &str) -> anyhow::Result<[(&'static str, String); 3]> {
+    pub fn home(&self, name: &str) -> anyhow::Result<[(&'static str, String); 4]> {
         let place = |part: &str| {
             let path = self.directory.path().join(name).join(part);
             path.to_str().map(str::to_owned).context("a temporary path in UTF-8")
         };
-        let names = [("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")];
-        let [config, data, state] = names.map(|(name, part)| place(part).map(|path| (name, path)));
-        Ok([config?, data?, state?])
+        let names = [
+            ("XDG_CONFIG_HOME", "config"),
+            ("XDG_DATA_HOME", "data"),
+            ("XDG_STATE_HOME", "state"),
+            ("XDG_RUNTIME_DIR", "run"),
+        ];
+        let [config, data, state, run] = names.map(|(name, part)| place(part).map(|path| (name, path)));
+        Ok([config?, data?, state?, run?])
     }
 
     /// Starts `peer` as a person does who has set it up, with nothing but `--json` added; `arguments` begin with the command.
@@ -233,7 +238,8 @@ impl World {
     pub fn run(&self, host: &Host, name: &str, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
         let mut command = host.command(crate::process::binary("peer")?);
         command.args(arguments).envs(self.home(name)?);
-        for variable in ["PEER_SERVER", "PEER_KEY", "RUST_LOG", "HTTPS_PROXY", "https_proxy"] {
+        for variable in ["PEER_SERVER", "PEER_KEY", "PEER_CONTROL", "RUST_LOG", "HTTPS_PROXY", "https_proxy"]
+        {
             command.env_remove(variable);
         }
         Ok(command.output()?)

@@ -2,11 +2,12 @@
 
 use clap::Args;
 use futures_util::StreamExt as _;
+use peer::daemon::Access;
 use peer::service::RequestError;
-use peer::{Endpoint, IntroductionPolicy, Session};
+use peer::{IntroductionPolicy, Session};
 
 use super::report::Report;
-use super::settings::{EndpointArguments, Found, PeerName, Settings};
+use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
 use super::{Failure, explain, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
@@ -28,24 +29,24 @@ pub(super) async fn run(arguments: ConnectArguments, verbose: bool) -> Result<()
     let found = settings.find(&arguments.peer)?;
     // Only the peer that we dial may be introduced to us, and that for the case that both dial at once.
     let policy = IntroductionPolicy::Only(vec![found.id]);
-    let endpoint = settings.open(policy, Some(&found), &report).await?;
-    follow_servers(&endpoint, &report, verbose);
+    let command = format!("connect {}", arguments.peer);
+    let access = settings.access(policy, Some(&found), &report, &command).await?;
+    follow_servers(&access, &report, verbose);
     let outcome = tokio::select! {
-        outcome = connect(&endpoint, &settings, &found, &report, verbose) => outcome,
+        outcome = connect(&access, &settings, &found, &report, verbose) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 async fn connect(
-    endpoint: &Endpoint,
+    access: &Access,
     settings: &Settings,
     found: &Found,
     report: &Report,
     verbose: bool,
 ) -> Result<(), Failure> {
-    let session = endpoint.connect(found.id).await?;
+    let session = access.connect(found.id).await?;
     report.connected(&session);
     settings.introduce_oneself(&session, found, report).await?;
     let outcome = carry(&session, report).await;
@@ -60,6 +61,7 @@ async fn carry(session: &Session, report: &Report) -> Result<(), Failure> {
     let paths = tokio::spawn(follow(session.clone(), report.clone()));
     let piped = async {
         let (send, receive) = pipe::meet(session, None).await?;
+        let stream = send.id();
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(session));
         tokio::pin!(upload);
@@ -71,6 +73,7 @@ async fn carry(session: &Session, report: &Report) -> Result<(), Failure> {
                 total = &mut download, if received.is_none() => received = Some(total?),
             }
         }
+        session.delivered(stream).await?;
         anyhow::Ok((sent.unwrap_or(0), received.unwrap_or(0)))
     };
     let outcome = piped.await;

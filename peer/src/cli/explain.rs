@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use peer::{Endpoint, IntroductionPolicy, PeerId, Session};
+use peer::daemon::Access;
+use peer::{IntroductionPolicy, PeerId, Session};
 
 use super::report::Report;
-use super::settings::{EndpointArguments, PeerName};
+use super::settings::{self, EndpointArguments, PeerName};
 use super::{Failure, interrupted};
 
 pub(super) const EXAMPLES: &str = "\
@@ -29,17 +30,18 @@ pub(super) async fn run(arguments: ExplainArguments) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
-    let endpoint = settings.open(IntroductionPolicy::Only(Vec::new()), Some(&found), &report).await?;
+    let command = format!("explain {}", arguments.peer);
+    let access =
+        settings.access(IntroductionPolicy::Only(Vec::new()), Some(&found), &report, &command).await?;
     let outcome = tokio::select! {
-        outcome = explain(&endpoint, found.id, &report) => outcome,
+        outcome = explain(&access, found.id, &report) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
-async fn explain(endpoint: &Endpoint, target: PeerId, report: &Report) -> Result<(), Failure> {
-    let session = endpoint.connect(target).await?;
+async fn explain(access: &Access, target: PeerId, report: &Report) -> Result<(), Failure> {
+    let session = access.connect(target).await?;
     report.connected(&session);
     report.seeking();
     // In either case what is known by now is told.
@@ -52,5 +54,7 @@ async fn explain(endpoint: &Endpoint, target: PeerId, report: &Report) -> Result
 pub(super) async fn tell(session: &Session, report: &Report) {
     if let Some(explanation) = session.explain().await {
         report.explained(&explanation);
+    } else if let Some(explained) = session.explained_by_daemon().await {
+        report.explained_as(explained);
     }
 }

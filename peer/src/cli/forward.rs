@@ -1,12 +1,13 @@
 //! `peer forward`.
 
 use clap::Args;
+use peer::IntroductionPolicy;
+use peer::daemon::Access;
 use peer::forward::{Bind, ForwardError, Forwarder, Forwarding, Plan, Protocol};
-use peer::{Endpoint, IntroductionPolicy};
 
 use super::report::Report;
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
-use super::{Failure, exit, interrupted, listen};
+use super::{Failure, exit, follow_servers, interrupted, listen};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -47,7 +48,7 @@ fn socks(text: &str) -> Result<Bind, String> {
     }
 }
 
-pub(super) async fn run(arguments: ForwardArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: ForwardArguments, verbose: bool) -> Result<(), Failure> {
     let plan = Plan { local: arguments.local, remote: arguments.remote, socks: arguments.socks };
     if plan.local.is_empty() && plan.remote.is_empty() && plan.socks.is_empty() {
         let error = anyhow::anyhow!(
@@ -58,24 +59,25 @@ pub(super) async fn run(arguments: ForwardArguments) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
-    let endpoint = settings.open(IntroductionPolicy::Only(vec![found.id]), Some(&found), &report).await?;
+    let (policy, command) = (IntroductionPolicy::Only(vec![found.id]), format!("forward {}", arguments.peer));
+    let access = settings.access(policy, Some(&found), &report, &command).await?;
+    follow_servers(&access, &report, verbose);
     let outcome = tokio::select! {
-        outcome = forward(&endpoint, &settings, &found, plan, &report) => outcome,
+        outcome = forward(&access, &settings, &found, plan, &report) => outcome,
         // Stopping it is how it ends.
         () = interrupted() => Ok(()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 async fn forward(
-    endpoint: &Endpoint,
+    access: &Access,
     settings: &Settings,
     found: &Found,
     plan: Plan,
     report: &Report,
 ) -> Result<(), Failure> {
-    let forwarder = Forwarder::bind(endpoint.clone(), found.id, plan, listen::observer(report)).await?;
+    let forwarder = Forwarder::bind(access.clone(), found.id, plan, listen::observer(report)).await?;
     let shown = std::cell::Cell::new(false);
     let prologue = async |hub: &peer::service::Hub| {
         if !shown.replace(true) {

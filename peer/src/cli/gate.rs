@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use peer::daemon::Access;
 use peer::forward::{Listeners, Observer, Rules, serve};
 use peer::service::{Answer, Cause, Exchange, Request};
-use peer::{Endpoint, IntroductionPolicy, InviteSecret, PeerId};
+use peer::{IntroductionPolicy, InviteSecret, PeerId};
 
 use super::Failure;
 use super::home::Home;
@@ -22,13 +24,16 @@ const LOOK: Duration = Duration::from_secs(1);
 const MOST_IDS: usize = 256;
 
 /// Tells a file from the one that it replaced.
-type Stamp = Option<(u64, u64, i64, i64)>;
+pub(super) type Stamp = Option<(u64, u64, i64, i64)>;
+
+/// Who may have what.
+pub(super) type Rulebook = Arc<[(Vec<Who>, Rules)]>;
 
 /// Answers requests by what the person wants. What is known of peers is read again whenever its file has changed.
 #[derive(Debug)]
 pub(super) struct Gate {
     home: Option<Home>,
-    rules: Vec<(Vec<Who>, Rules)>,
+    rules: RwLock<Rulebook>,
     /// Those of `--allow`; nobody else is let in unless the list is empty.
     allowed: Vec<PeerId>,
     /// Whether there is something for whoever comes.
@@ -55,7 +60,7 @@ impl Gate {
         let known = Mutex::new((stamp, Arc::new(peers)));
         Ok(Self {
             home,
-            rules,
+            rules: RwLock::new(rules.into()),
             allowed,
             anyone,
             known,
@@ -63,6 +68,26 @@ impl Gate {
             observer: listen::observer(report),
             report: report.clone(),
         })
+    }
+
+    /// The same, with somebody else who hears of what is served.
+    pub(super) fn observed(self, observer: Observer) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// What is given to whom from now on.
+    pub(super) fn set_rules(&self, rules: Vec<(Vec<Who>, Rules)>) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules.into();
+    }
+
+    /// What is given to whom.
+    pub(super) fn all_rules(&self) -> Rulebook {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a request is for something that is given here, or for nothing more than an answer.
+    pub(super) fn takes(&self, peer: PeerId, request: &Request) -> bool {
+        matches!(request, Request::Ping | Request::Invite(_)) || self.rules(peer).names(request)
     }
 
     /// What is known now.
@@ -85,7 +110,8 @@ impl Gate {
             return IntroductionPolicy::Only(self.allowed.clone());
         }
         let peers = self.peers();
-        let whos: Vec<&Who> = self.rules.iter().flat_map(|(whos, _)| whos).collect();
+        let rules = self.all_rules();
+        let whos: Vec<&Who> = rules.iter().flat_map(|(whos, _)| whos).collect();
         // Who was invited is not known by id.
         let strangers = whos.contains(&&Who::Anyone) || peers.invites(SystemTime::now()).next().is_some();
         if self.anyone || strangers {
@@ -101,13 +127,13 @@ impl Gate {
     }
 
     /// Keeps the policy up to date; never ends.
-    pub(super) async fn watch(&self, endpoint: &Endpoint) {
+    pub(super) async fn watch(&self, access: &Access) {
         let mut told = self.policy();
         loop {
             tokio::time::sleep(LOOK).await;
             let policy = self.policy();
             if policy != told {
-                endpoint.set_policy(policy.clone()).await;
+                access.set_policy(policy.clone()).await;
                 told = policy;
             }
         }
@@ -115,16 +141,19 @@ impl Gate {
 
     /// What a person calls that peer: its alias, or else its id.
     pub(super) fn name(&self, peer: PeerId) -> String {
-        let peers = self.peers();
-        let alias = peers.get(peer).and_then(|known| known.alias.as_ref());
-        alias.map_or_else(|| peer.to_string(), ToString::to_string)
+        self.alias(peer).unwrap_or_else(|| peer.to_string())
+    }
+
+    /// Its alias.
+    pub(super) fn alias(&self, peer: PeerId) -> Option<String> {
+        self.peers().get(peer)?.alias.as_ref().map(ToString::to_string)
     }
 
     /// What that peer may have.
     fn rules(&self, peer: PeerId) -> Rules {
         let peers = self.peers();
         let mut all = Rules::default();
-        for (whos, rules) in &self.rules {
+        for (whos, rules) in self.all_rules().iter() {
             if whos.iter().any(|who| peers.is(peer, who)) {
                 all.forward.extend(rules.forward.iter().cloned());
                 all.listen.extend(rules.listen.iter().cloned());
@@ -172,6 +201,11 @@ impl Gate {
 }
 
 fn stamp(home: Option<&Home>) -> Stamp {
-    let metadata = fs::metadata(&home?.peers).ok()?;
+    stamp_of(&home?.peers)
+}
+
+/// What a file is now; `None` where there is none.
+pub(super) fn stamp_of(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()))
 }

@@ -1,16 +1,17 @@
 //! `peer trust`, `untrust`, `alias` and `list`: the peers that are known.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use peer::{IntroductionPolicy, PeerId, Ticket};
+use peer::{IntroductionPolicy, PeerId, RendezvousAddress, Ticket};
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::home::last;
 use super::home::peers::{Alias, Known};
 use super::report::Report;
-use super::settings::{self, EndpointArguments, PeerName, find};
+use super::settings::{self, EndpointArguments, PeerName, Settings, find};
 use super::{Failure, interrupted};
 
 pub(super) const TRUST_EXAMPLES: &str = "\
@@ -35,7 +36,7 @@ pub(super) const LIST_EXAMPLES: &str = "\
 Examples:
   peer list
   peer list --online
-      Ask each whether it is there; takes a few seconds.
+      Ask each whether it is there; takes a few seconds. The daemon does it where it runs.
   peer list --json | jq .
 
 A server does not tell who is online: whoever is not, and whoever does not accept you, look
@@ -224,13 +225,47 @@ pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
 async fn ask_all(arguments: &ListArguments, known: &[Known]) -> Result<Vec<Presence>, Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
+    let Some(daemon) = settings.daemon(None, "list", &report).await? else {
+        return ask_alone(&settings, &report, known).await;
+    };
+    // Whoever registers elsewhere is not the daemon's to reach.
+    let here = |known: &Known| {
+        let theirs = known.servers();
+        let ours = |server: &RendezvousAddress| daemon.servers().iter().any(|other| other.id == server.id);
+        theirs.is_empty() || theirs.iter().any(ours)
+    };
+    let (reached, elsewhere): (Vec<_>, Vec<_>) = known.iter().cloned().partition(here);
+    let ids: Vec<PeerId> = reached.iter().map(|known| known.id).collect();
+    let asking = async {
+        let paths = daemon.reach(&ids).await.map_err(Failure::from)?;
+        let others = match elsewhere.is_empty() {
+            true => Vec::new(),
+            false => ask_alone(&settings, &report, &elsewhere).await?,
+        };
+        Ok::<_, Failure>((paths, others))
+    };
+    let (paths, others) = tokio::select! {
+        asked = asking => asked?,
+        () = interrupted() => return Err(Failure::interrupted()),
+    };
+    let presence =
+        |path: Option<peer::Path>| path.map_or(Presence::Unreached, |path| Presence::Online(Some(path)));
+    let found: BTreeMap<PeerId, Presence> = ids
+        .into_iter()
+        .zip(paths.into_iter().map(presence))
+        .chain(elsewhere.iter().map(|known| known.id).zip(others))
+        .collect();
+    Ok(known.iter().map(|known| found.get(&known.id).cloned().unwrap_or(Presence::Unreached)).collect())
+}
+
+async fn ask_alone(settings: &Settings, report: &Report, known: &[Known]) -> Result<Vec<Presence>, Failure> {
     let everywhere = settings::Found {
         id: known[0].id,
         servers: known.iter().flat_map(Known::servers).collect(),
         secret: None,
     };
     let ids: Vec<PeerId> = known.iter().map(|known| known.id).collect();
-    let endpoint = settings.open(IntroductionPolicy::Only(Vec::new()), Some(&everywhere), &report).await?;
+    let endpoint = settings.open(IntroductionPolicy::Only(Vec::new()), Some(&everywhere), report).await?;
     let mut asking = JoinSet::new();
     for (index, id) in ids.iter().copied().enumerate() {
         let endpoint = endpoint.clone();

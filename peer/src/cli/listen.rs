@@ -4,18 +4,20 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use clap::Args;
+use peer::Session;
+use peer::daemon::{Access, Wanted};
 use peer::forward::{BindPattern, Notice, Observer, Rules, TargetPattern};
 use peer::quinn::{RecvStream, SendStream};
 use peer::service::{Hub, Incoming, Opening};
-use peer::{Endpoint, Session};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::connect::follow;
 use super::gate::Gate;
-use super::home::peers::Who;
+use super::home::config::{Config, Serve};
+use super::home::peers::{Peers, Who};
 use super::report::Report;
-use super::settings::{EndpointArguments, PeerName};
+use super::settings::{self, EndpointArguments, PeerName};
 use super::{Failure, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
@@ -109,60 +111,70 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
         rules.push((who, Rules { forward: arguments.allow_forward, listen: arguments.allow_listen }));
     }
     if arguments.serve {
-        let peers = settings.peers()?;
-        for serve in &settings.config.serve {
-            for who in &serve.to {
-                // An invitation may yet bring somebody of that name.
-                if let Who::Alias(alias) = who
-                    && peers.named(alias).is_none()
-                {
-                    report.nobody_of_that_name(alias);
-                }
-            }
-            let rule = Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
-            rules.push((serve.to.clone(), rule));
-        }
+        rules.extend(configured(&settings.config, &settings.peers()?, &report));
         if rules.is_empty() {
             report.nothing_served();
         }
     }
     let anyone = allowed.is_empty() && !matches!(service, Some(Service::Refuse));
     let gate = Arc::new(Gate::new(settings.home.clone(), rules, allowed, anyone, &report)?);
-    let endpoint = settings.open(gate.policy(), None, &report).await?;
-    follow_servers(&endpoint, &report, verbose);
-    report.listening(endpoint.id(), &settings.servers);
+    let pipes = !matches!(service, Some(Service::Refuse));
+    let wanted = Wanted { pipes, files: false, forwardings: forwards };
+    let access = settings.serving(gate.policy(), wanted, &report, "listen").await?;
+    follow_servers(&access, &report, verbose);
+    report.listening(access.id(), access.servers().unwrap_or(&settings.servers));
     let outcome = tokio::select! {
         outcome = async {
             match service {
-                Some(service) => serve(&endpoint, &service, &gate, &report).await,
-                None => pipe_first(&endpoint, &gate, &report).await,
+                Some(service) => serve(&access, &service, &gate, &report).await,
+                None => pipe_first(&access, &gate, &report).await,
             }
         } => outcome,
-        () = gate.watch(&endpoint) => Ok(()),
+        () = gate.watch(&access) => Ok(()),
         // Stopping it is how a listener ends.
         () = interrupted() => Ok(()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
+}
+
+/// What the configuration gives to whom.
+pub(super) fn configured(config: &Config, peers: &Peers, report: &Report) -> Vec<(Vec<Who>, Rules)> {
+    for who in config.serve.iter().flat_map(|serve| &serve.to) {
+        // An invitation may yet bring somebody of that name.
+        if let Who::Alias(alias) = who
+            && peers.named(alias).is_none()
+        {
+            report.nobody_of_that_name(alias);
+        }
+    }
+    let rules = |serve: &Serve| Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
+    config.serve.iter().map(|serve| (serve.to.clone(), rules(serve))).collect()
 }
 
 /// Joins the first session that brings a pipe to standard input and output, and turns others away.
-async fn pipe_first(endpoint: &Endpoint, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
-    let Some((session, send, receive)) = first_pipe(endpoint, gate, report).await else { return Ok(()) };
+async fn pipe_first(access: &Access, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
+    let Some((session, send, receive)) = first_pipe(access, gate, report).await else {
+        return settings::brought_all(access);
+    };
     let turn_away = async {
-        while let Some(other) = endpoint.accept().await {
+        while let Some(other) = access.accept().await {
             other.close(1u8.into(), ONE_SESSION);
         }
         std::future::pending::<()>().await;
     };
+    // What else that session wants is answered; another pipe is not taken.
+    let others = serve_streams(&session, &Service::Refuse, gate, report);
+    let stream = send.id();
     let piped = async {
         let upload = pipe::upload(tokio::io::stdin(), send);
         let download = pipe::download(receive, tokio::io::stdout(), || report.first_byte(&session));
-        tokio::try_join!(upload, download)
+        let totals = tokio::try_join!(upload, download)?;
+        session.delivered(stream).await?;
+        anyhow::Ok(totals)
     };
     let outcome = tokio::select! {
         outcome = piped => outcome,
-        () = turn_away => return Ok(()),
+        _ = async { tokio::join!(others, turn_away) } => return Ok(()),
     };
     let (sent, received) = outcome.map_err(Failure::broken)?;
     report.closed(&session, sent, received);
@@ -173,7 +185,7 @@ async fn pipe_first(endpoint: &Endpoint, gate: &Arc<Gate>, report: &Report) -> R
 
 /// Waits for a session that brings a pipe; others may ping or use an invitation meanwhile, and go.
 async fn first_pipe(
-    endpoint: &Endpoint,
+    access: &Access,
     gate: &Arc<Gate>,
     report: &Report,
 ) -> Option<(Session, SendStream, RecvStream)> {
@@ -181,7 +193,7 @@ async fn first_pipe(
     let mut sessions: Vec<Session> = Vec::new();
     loop {
         tokio::select! {
-            session = endpoint.accept(), if waiting.len() < MAX_WAITING => {
+            session = access.accept(), if waiting.len() < MAX_WAITING => {
                 let session = session?;
                 report.connected(&session);
                 tokio::spawn(follow(session.clone(), report.clone()));
@@ -207,21 +219,24 @@ async fn first_pipe(
     }
 }
 
-async fn serve(
-    endpoint: &Endpoint,
-    service: &Service,
-    gate: &Arc<Gate>,
-    report: &Report,
-) -> Result<(), Failure> {
-    while let Some(session) = endpoint.accept().await {
+async fn serve(access: &Access, service: &Service, gate: &Arc<Gate>, report: &Report) -> Result<(), Failure> {
+    while let Some(session) = access.accept().await {
         tokio::spawn(serve_session(session, service.clone(), gate.clone(), report.clone()));
     }
-    Ok(())
+    settings::brought_all(access)
 }
 
 async fn serve_session(session: Session, service: Service, gate: Arc<Gate>, report: Report) {
     report.connected(&session);
     let paths = tokio::spawn(follow(session.clone(), report.clone()));
+    serve_streams(&session, &service, &gate, &report).await;
+    paths.abort();
+    let stats = session.stats();
+    report.closed(&session, stats.udp_tx.bytes, stats.udp_rx.bytes);
+}
+
+/// Every stream that the other side opens, until the session is over.
+async fn serve_streams(session: &Session, service: &Service, gate: &Arc<Gate>, report: &Report) {
     let hub = Hub::new(session.clone());
     let mut streams = tokio::task::JoinSet::new();
     loop {
@@ -240,9 +255,6 @@ async fn serve_session(session: Session, service: Service, gate: Arc<Gate>, repo
     }
     // Commands end with their session.
     streams.shutdown().await;
-    paths.abort();
-    let stats = session.stats();
-    report.closed(&session, stats.udp_tx.bytes, stats.udp_rx.bytes);
 }
 
 async fn serve_stream(opening: Opening, service: Service, gate: Arc<Gate>) -> anyhow::Result<()> {

@@ -16,11 +16,14 @@ mod send;
 mod settings;
 mod setup;
 mod ssh_proxy;
+mod status;
 mod transfers;
+mod up;
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use peer::daemon::DaemonError;
 use peer::service::RequestError;
 use peer::{BindError, ConnectError, OnlineError, PeerId, identity};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +41,7 @@ mod exit {
     pub(super) const UNAVAILABLE: u8 = 4;
     pub(super) const BROKEN: u8 = 5;
     pub(super) const REFUSED: u8 = 6;
+    pub(super) const NO_DAEMON: u8 = 7;
     pub(super) const INTERRUPTED: u8 = 130;
 }
 
@@ -63,6 +67,8 @@ Examples:
       Take files and folders, once asked.
   peer send photos nas
       Send them; again to go on where it was interrupted.
+  peer up
+      Stay reachable, and have commands share their sessions; `peer status` shows them.
   peer explain nas
       Say why the path to that peer is direct or relayed.
   peer doctor
@@ -81,7 +87,7 @@ environment variable, that before the configuration.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or a name that nobody has, 3 no rendezvous
 server could be used, 4 the other side is not online or does not accept you, 5 the session
-broke, 6 the other side refused, 130 interrupted.";
+broke, 6 the other side refused, 7 no daemon runs, 130 interrupted.";
 
 /// Connects machines behind home routers, directly wherever a direct path is possible.
 #[derive(Debug, Parser)]
@@ -138,6 +144,18 @@ enum Command {
     /// Take files and folders from a peer.
     #[command(after_help = receive::EXAMPLES)]
     Receive(receive::ReceiveArguments),
+    /// Stay registered, serve what the configuration says, and share sessions between commands.
+    #[command(after_help = up::EXAMPLES)]
+    Up(up::UpArguments),
+    /// Show the daemon: its servers, its sessions, who uses them, and what is served.
+    #[command(after_help = status::STATUS_EXAMPLES)]
+    Status(status::ControlledArguments),
+    /// Have the daemon read its configuration again; it does so by itself when the file has changed.
+    #[command(after_help = status::RELOAD_EXAMPLES)]
+    Reload(status::ControlledArguments),
+    /// End the daemon.
+    #[command(after_help = status::DOWN_EXAMPLES)]
+    Down(status::ControlledArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
@@ -214,6 +232,17 @@ impl From<PeersError> for Failure {
     }
 }
 
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        let code = match &error {
+            DaemonError::NotRunning { .. } => exit::NO_DAEMON,
+            DaemonError::Gone { .. } => exit::BROKEN,
+            _ => exit::FAILURE,
+        };
+        Self { code, error: error.into() }
+    }
+}
+
 impl From<BindError> for Failure {
     fn from(error: BindError) -> Self {
         Self { code: exit::FAILURE, error: error.into() }
@@ -231,6 +260,7 @@ impl From<ConnectError> for Failure {
         let code = match &error {
             ConnectError::Server(_) => exit::SERVER,
             ConnectError::Unavailable(_) => exit::UNAVAILABLE,
+            ConnectError::Daemon(_) => exit::BROKEN,
             _ => exit::FAILURE,
         };
         Self { code, error: error.into() }
@@ -248,17 +278,27 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Untrust(command) => (command.json, known::untrust(&command)),
         Command::Alias(command) => (command.json, known::alias(&command)),
         Command::List(command) => (command.endpoint.json, known::list(command).await),
-        Command::Forward(command) => (command.endpoint.json, forward::run(command).await),
-        Command::SshProxy(command) => (command.endpoint.json, ssh_proxy::run(command).await),
-        Command::Ping(command) => (command.endpoint.json, ping::run(command).await),
+        Command::Forward(command) => {
+            (command.endpoint.json, forward::run(command, arguments.verbose > 0).await)
+        }
+        Command::SshProxy(command) => {
+            (command.endpoint.json, ssh_proxy::run(command, arguments.verbose > 0).await)
+        }
+        Command::Ping(command) => (command.endpoint.json, ping::run(command, arguments.verbose > 0).await),
         Command::Listen(command) => {
             (command.endpoint.json, listen::run(command, arguments.verbose > 0).await)
         }
         Command::Connect(command) => {
             (command.endpoint.json, connect::run(command, arguments.verbose > 0).await)
         }
-        Command::Send(command) => (command.endpoint.json, send::run(command).await),
-        Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
+        Command::Send(command) => (command.endpoint.json, send::run(command, arguments.verbose > 0).await),
+        Command::Receive(command) => {
+            (command.endpoint.json, receive::run(command, arguments.verbose > 0).await)
+        }
+        Command::Up(command) => (command.endpoint.json, up::run(command, arguments.verbose > 0).await),
+        Command::Status(command) => (command.json, status::status(&command).await),
+        Command::Down(command) => (command.json, status::down(&command).await),
+        Command::Reload(command) => (command.json, status::reload(&command).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };
@@ -292,8 +332,8 @@ fn start_logging(verbose: u8) {
 }
 
 /// Tells what becomes of the rendezvous servers.
-fn follow_servers(endpoint: &peer::Endpoint, report: &Report, verbose: bool) {
-    let (mut changes, report) = (endpoint.server_changes(), report.clone());
+fn follow_servers(access: &peer::daemon::Access, report: &Report, verbose: bool) {
+    let (mut changes, report) = (access.server_changes(), report.clone());
     tokio::spawn(async move {
         while let Some(change) = changes.next().await {
             report.server(&change, verbose);

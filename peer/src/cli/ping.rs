@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::BufMut as _;
 use clap::Args;
+use peer::daemon::Access;
 use peer::service::{Hub, Request, RequestError};
-use peer::{Endpoint, IntroductionPolicy, Path, Session};
+use peer::{IntroductionPolicy, Path, Session};
 use serde_json::json;
 
 use super::report::{Report, ms};
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
-use super::{Failure, interrupted};
+use super::{Failure, follow_servers, interrupted};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -45,17 +46,18 @@ fn interval(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "from 0.01 to 3600".into())
 }
 
-pub(super) async fn run(arguments: PingArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: PingArguments, verbose: bool) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
-    let endpoint = settings.open(IntroductionPolicy::Only(vec![found.id]), Some(&found), &report).await?;
+    let (policy, command) = (IntroductionPolicy::Only(vec![found.id]), format!("ping {}", arguments.peer));
+    let access = settings.access(policy, Some(&found), &report, &command).await?;
+    follow_servers(&access, &report, verbose);
     let outcome = tokio::select! {
-        outcome = ping(&endpoint, &settings, &found, &arguments, &report) => outcome,
+        outcome = ping(&access, &settings, &found, &arguments, &report) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 /// What is known of the probes on one path.
@@ -80,13 +82,13 @@ impl Tally {
 }
 
 async fn ping(
-    endpoint: &Endpoint,
+    access: &Access,
     settings: &Settings,
     found: &Found,
     arguments: &PingArguments,
     report: &Report,
 ) -> Result<(), Failure> {
-    let session = endpoint.connect(found.id).await?;
+    let session = access.connect(found.id).await?;
     report.connected(&session);
     let hub = Hub::new(session.clone());
     settings.show_secret(&hub, found, report).await.map_err(settings::not_invited)?;

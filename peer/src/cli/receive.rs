@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
+use peer::daemon::{Access, Wanted};
 use peer::service::{Answer, Exchange, Hub, Incoming, Opening, Request};
 use peer::transfer::{self, Consent, Manifest, Progress, ReceiveError, Received, Refusal};
-use peer::{Endpoint, PeerId, Session};
+use peer::{PeerId, Session};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -16,9 +17,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::connect::follow;
 use super::gate::Gate;
 use super::report::Report;
-use super::settings::{EndpointArguments, PeerName};
+use super::settings::{self, EndpointArguments, PeerName};
 use super::transfers::{Meter, files, is_live, size, some};
-use super::{Failure, exit, interrupted, pipe};
+use super::{Failure, exit, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -60,7 +61,7 @@ pub(super) struct ReceiveArguments {
     folder: PathBuf,
 }
 
-pub(super) async fn run(arguments: ReceiveArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: ReceiveArguments, verbose: bool) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let from = arguments
@@ -77,15 +78,16 @@ pub(super) async fn run(arguments: ReceiveArguments) -> Result<(), Failure> {
     })?;
     let gate =
         Arc::new(Gate::new(settings.home.clone(), Vec::new(), from, arguments.from.is_empty(), &report)?);
-    let endpoint = settings.open(gate.policy(), None, &report).await?;
-    report.receiving(endpoint.id(), &settings.servers);
+    let wanted = Wanted { files: true, ..Wanted::default() };
+    let access = settings.serving(gate.policy(), wanted, &report, "receive").await?;
+    follow_servers(&access, &report, verbose);
+    report.receiving(access.id(), access.servers().unwrap_or(&settings.servers));
     let mut desk = Desk::new(&arguments, gate, &report);
     let outcome = tokio::select! {
-        outcome = desk.serve(&endpoint) => outcome,
+        outcome = desk.serve(&access) => outcome,
         () = interrupted() => desk.interrupted(),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 /// Whether there is somebody to ask.
@@ -128,7 +130,7 @@ impl Desk {
         }
     }
 
-    async fn serve(&mut self, endpoint: &Endpoint) -> Result<(), Failure> {
+    async fn serve(&mut self, access: &Access) -> Result<(), Failure> {
         let (offers, mut offered) = mpsc::channel(1);
         let mut sessions = JoinSet::new();
         loop {
@@ -146,8 +148,8 @@ impl Desk {
                         return end;
                     }
                 }
-                session = endpoint.accept(), if sessions.len() < MAX_SESSIONS => {
-                    let Some(session) = session else { return Ok(()) };
+                session = access.accept(), if sessions.len() < MAX_SESSIONS => {
+                    let Some(session) = session else { return settings::brought_all(access) };
                     self.report.connected(&session);
                     sessions.spawn(attend(session, self.gate.clone(), offers.clone()));
                 }

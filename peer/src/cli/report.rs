@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peer::daemon::Explained;
 use peer::forward::Notice;
 use peer::service::RequestError;
 use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Session};
@@ -87,6 +88,12 @@ impl Report {
 
     pub(super) fn registered(&self, id: PeerId) {
         self.emit("registered", json!({ "id": id.to_string() }), &format!("registered as {id}"));
+    }
+
+    /// The daemon is.
+    pub(super) fn registered_by(&self, id: PeerId, pid: u32) {
+        let words = format!("registered as {id}, by the daemon (process {pid})");
+        self.emit("registered", json!({ "id": id.to_string(), "daemon": pid }), &words);
     }
 
     pub(super) fn listening(&self, id: PeerId, servers: &[peer::RendezvousAddress]) {
@@ -245,20 +252,12 @@ impl Report {
     }
 
     pub(super) fn explained(&self, explanation: &Explanation) {
-        let verdict = explanation.verdict();
-        let pairs: Vec<_> = explanation.pairs.iter().map(pair_json).collect();
-        let fields = json!({
-            "verdict": verdict.name(),
-            "words": verdict.to_string(),
-            "advice": explanation.advice(),
-            "carrier": explanation.carrier,
-            "local_mapping": explanation.local.name(),
-            "remote_mapping": explanation.remote.name(),
-            "pairs": pairs,
-            "rungs": explanation.rungs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "rung": explanation.rung.map(peer::Rung::name),
-        });
-        self.emit("explained", fields, &explanation.to_string());
+        self.explained_as(explained(explanation));
+    }
+
+    /// The same, by way of the daemon.
+    pub(super) fn explained_as(&self, explained: Explained) {
+        self.emit("explained", explained.fields, &explained.words);
     }
 
     pub(super) fn stage(&self, stage: peer::doctor::Stage) {
@@ -273,6 +272,24 @@ impl Report {
     pub(super) fn failed(&self, error: &anyhow::Error) {
         self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
     }
+}
+
+/// An explanation as it is shown.
+pub(super) fn explained(explanation: &Explanation) -> Explained {
+    let verdict = explanation.verdict();
+    let pairs: Vec<_> = explanation.pairs.iter().map(pair_json).collect();
+    let fields = json!({
+        "verdict": verdict.name(),
+        "words": verdict.to_string(),
+        "advice": explanation.advice(),
+        "carrier": explanation.carrier,
+        "local_mapping": explanation.local.name(),
+        "remote_mapping": explanation.remote.name(),
+        "pairs": pairs,
+        "rungs": explanation.rungs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "rung": explanation.rung.map(peer::Rung::name),
+    });
+    Explained { fields, words: explanation.to_string() }
 }
 
 fn reason(error: &RequestError) -> &'static str {

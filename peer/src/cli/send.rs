@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use peer::daemon::Access;
 use peer::service::{Hub, Request, RequestError};
 use peer::transfer::{self, Progress, SendError, Sent, Source};
-use peer::{ConnectError, Endpoint, IntroductionPolicy, PeerId, Session};
+use peer::{ConnectError, IntroductionPolicy, PeerId, Session};
 use serde_json::json;
 
 use super::connect::follow;
 use super::report::Report;
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
 use super::transfers::{Meter, files, is_live, size};
-use super::{Failure, exit, interrupted};
+use super::{Failure, exit, follow_servers, interrupted};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -46,7 +47,7 @@ pub(super) struct SendArguments {
     peer: PeerName,
 }
 
-pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: SendArguments, verbose: bool) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
@@ -58,17 +59,18 @@ pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
     };
     tell_source(&source, &report);
     let policy = IntroductionPolicy::Only(vec![found.id]);
-    let endpoint = settings.open(policy, Some(&found), &report).await?;
+    let command = format!("send {}", arguments.peer);
+    let access = settings.access(policy, Some(&found), &report, &command).await?;
+    follow_servers(&access, &report, verbose);
     let wait = arguments.wait.map(Duration::from_secs);
     let outcome = tokio::select! {
-        outcome = send(&endpoint, &settings, found, wait, &source, &report) => outcome,
+        outcome = send(&access, &settings, found, wait, &source, &report) => outcome,
         () = interrupted() => {
             let words = "interrupted: what has arrived is kept there, the same command goes on from there";
             Err(Failure { code: exit::INTERRUPTED, error: anyhow::anyhow!(words) })
         }
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 fn tell_source(source: &Source, report: &Report) {
@@ -84,7 +86,7 @@ fn tell_source(source: &Source, report: &Report) {
 
 /// Sends until the other side has it all, however often it has to begin.
 async fn send(
-    endpoint: &Endpoint,
+    access: &Access,
     settings: &Settings,
     mut found: Found,
     wait: Option<Duration>,
@@ -94,7 +96,7 @@ async fn send(
     let progress = Arc::new(Progress::default());
     let mut patience = Patience::new(wait);
     loop {
-        let failure = match endpoint.connect(found.id).await {
+        let failure = match access.connect(found.id).await {
             Ok(session) => {
                 report.connected(&session);
                 let start = Instant::now();
@@ -116,7 +118,9 @@ async fn send(
                 error @ (ConnectError::Unavailable(_)
                 | ConnectError::TimedOut { .. }
                 | ConnectError::Handshake { .. }
-                | ConnectError::Server(_)),
+                | ConnectError::Server(_)
+                | ConnectError::Told { .. }
+                | ConnectError::Daemon(_)),
             ) => error.into(),
             Err(error) => return Err(error.into()),
         };

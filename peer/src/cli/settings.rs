@@ -1,16 +1,19 @@
 //! What a command works with: flags, then the environment, then the configuration, then defaults; and whom a name stands for.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use peer::daemon::{self, Access, Client, DaemonError, Wanted};
 use peer::service::{Hub, Request, RequestError};
 use peer::{
     Endpoint, IntroductionPolicy, InviteSecret, KeyPair, PeerId, RendezvousAddress, Session, Ticket, Token,
     identity,
 };
+use serde_json::json;
 
 use super::home::Home;
 use super::home::config::Config;
@@ -46,9 +49,33 @@ pub(super) struct EndpointArguments {
     /// Seconds that the router is asked to keep it without renewal.
     #[arg(long, value_name = "SECONDS", hide = true)]
     port_mapping_lease: Option<u64>,
+    /// Do without the daemon (`peer up`), even where it runs.
+    #[arg(long)]
+    alone: bool,
+    #[command(flatten)]
+    control: ControlArguments,
     /// Write what happens as JSON objects, one a line, to standard error.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Which daemon.
+#[derive(Debug, Args)]
+pub(super) struct ControlArguments {
+    /// The daemon's socket [default: peer/control.sock in the user's runtime directory].
+    #[arg(long, env = "PEER_CONTROL", value_name = "SOCKET")]
+    control: Option<PathBuf>,
+}
+
+impl ControlArguments {
+    pub(super) fn place(&self) -> Result<PathBuf, Failure> {
+        let place = self.control.clone().or_else(daemon::default_place);
+        place.ok_or_else(|| {
+            Failure::failed(anyhow::anyhow!(
+                "there is no home directory for the daemon's socket; name one with --control"
+            ))
+        })
+    }
 }
 
 /// A peer as people write it: an alias, an id or a ticket.
@@ -57,6 +84,17 @@ pub(super) enum PeerName {
     Id(PeerId),
     Alias(Alias),
     Ticket(Box<Ticket>),
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Alias(alias) => alias.fmt(f),
+            // Its secret is for nobody's eyes.
+            Self::Ticket(ticket) => ticket.peer.fmt(f),
+        }
+    }
 }
 
 /// Longer than any alias: meant to be an id.
@@ -99,7 +137,11 @@ pub(super) struct Settings {
     pub(super) servers: Vec<RendezvousAddress>,
     /// For servers that the configuration has none for.
     token: Option<Token>,
-    key: PathBuf,
+    /// Whether they were named for this run.
+    named: bool,
+    pub(super) key: PathBuf,
+    /// The daemon's socket; `None`: no daemon is wanted.
+    control: Option<PathBuf>,
     port_mapping: bool,
     port_mapping_lease: Option<Duration>,
 }
@@ -149,12 +191,23 @@ impl EndpointArguments {
         Ok(Settings {
             servers,
             token: self.token.clone(),
+            named: !self.server.is_empty(),
+            control: if self.alone { None } else { self.control.place().ok() },
             key: self.key.path(&config)?,
             port_mapping: asked.or(config.port_mapping).unwrap_or(true),
             port_mapping_lease: self.port_mapping_lease.map(Duration::from_secs),
             home,
             config,
         })
+    }
+
+    /// The daemon's socket, for the daemon.
+    pub(super) fn place(&self) -> Result<PathBuf, Failure> {
+        if self.alone {
+            let error = anyhow::anyhow!("--alone is to do without a daemon; this is the daemon");
+            return Err(Failure { code: exit::USAGE, error });
+        }
+        self.control.place()
     }
 
     pub(super) fn report(&self, settings: &Settings) -> Report {
@@ -177,6 +230,78 @@ impl Settings {
         find(&peers, name)
     }
 
+    /// A way to reach `found`: the daemon's, where one runs for this identity and knows a server of theirs, else an endpoint as of [`open`](Self::open).
+    /// `command` is what the daemon shows of us.
+    pub(super) async fn access(
+        &self,
+        policy: IntroductionPolicy,
+        found: Option<&Found>,
+        report: &Report,
+        command: &str,
+    ) -> Result<Access, Failure> {
+        match self.daemon(found, command, report).await? {
+            Some(client) => Ok(client.into()),
+            None => Ok(self.open(policy, found, report).await?.into()),
+        }
+    }
+
+    /// A way to be reached, for what is wanted: by the daemon where one runs.
+    pub(super) async fn serving(
+        &self,
+        policy: IntroductionPolicy,
+        wanted: Wanted,
+        report: &Report,
+        command: &str,
+    ) -> Result<Access, Failure> {
+        match self.daemon(None, command, report).await? {
+            Some(client) => {
+                let serving = Access::serving(client, wanted, policy).await;
+                Ok(serving?)
+            }
+            None => Ok(self.open(policy, None, report).await?.into()),
+        }
+    }
+
+    /// The daemon, where there is one that is of use.
+    pub(super) async fn daemon(
+        &self,
+        found: Option<&Found>,
+        command: &str,
+        report: &Report,
+    ) -> Result<Option<Client>, Failure> {
+        let Some(place) = &self.control else { return Ok(None) };
+        // A machine that was never set up gets its key when it has a server.
+        if !self.key.exists() {
+            return Ok(None);
+        }
+        let key = identity::load_or_create(&self.key)?;
+        let client = match Client::connect(place, key, command).await {
+            Ok(client) => client,
+            Err(error @ (DaemonError::NotRunning { .. } | DaemonError::Identity { .. })) => {
+                tracing::debug!(%error, "alone");
+                return Ok(None);
+            }
+            Err(error) => {
+                report.say(
+                    "alone",
+                    json!({ "message": error.to_string() }),
+                    &format!("{error}; going on alone"),
+                );
+                return Ok(None);
+            }
+        };
+        let known = |server: &RendezvousAddress| client.servers().iter().any(|other| other.id == server.id);
+        let theirs = found.map(|found| &found.servers).filter(|servers| !servers.is_empty());
+        if (self.named && !self.servers.iter().all(known))
+            || theirs.is_some_and(|servers| !servers.iter().any(known))
+        {
+            tracing::debug!("the daemon does not know the server: alone");
+            return Ok(None);
+        }
+        report.registered_by(client.id(), client.pid());
+        Ok(Some(client))
+    }
+
     /// Registers, there and where `found` registers, or says why not. An interruption on the way is a failure.
     pub(super) async fn open(
         &self,
@@ -184,9 +309,32 @@ impl Settings {
         found: Option<&Found>,
         report: &Report,
     ) -> Result<Endpoint, Failure> {
-        if self.servers.is_empty() && found.is_none_or(|found| found.servers.is_empty()) {
-            return Err(no_server());
+        let endpoint = self.bind(policy, found).await?;
+        let online = tokio::select! {
+            online = endpoint.online() => online.map_err(Failure::from),
+            () = interrupted() => Err(Failure::interrupted()),
+        };
+        if let Err(failure) = online {
+            endpoint.close().await;
+            return Err(failure);
         }
+        report.registered(endpoint.id());
+        Ok(endpoint)
+    }
+
+    /// There must be a server to go to.
+    pub(super) fn require_server(&self, found: Option<&Found>) -> Result<(), Failure> {
+        let none = self.servers.is_empty() && found.is_none_or(|found| found.servers.is_empty());
+        if none { Err(no_server()) } else { Ok(()) }
+    }
+
+    /// Begins to register.
+    pub(super) async fn bind(
+        &self,
+        policy: IntroductionPolicy,
+        found: Option<&Found>,
+    ) -> Result<Endpoint, Failure> {
+        self.require_server(found)?;
         let key = identity::load_or_create(&self.key)?;
         let mut builder = Endpoint::builder().identity(key).policy(policy).port_mapping(self.port_mapping);
         if let Some(lease) = self.port_mapping_lease {
@@ -207,17 +355,7 @@ impl Settings {
                 builder = builder.token(server.id, token.clone());
             }
         }
-        let endpoint = builder.bind().await?;
-        let online = tokio::select! {
-            online = endpoint.online() => online.map_err(Failure::from),
-            () = interrupted() => Err(Failure::interrupted()),
-        };
-        if let Err(failure) = online {
-            endpoint.close().await;
-            return Err(failure);
-        }
-        report.registered(endpoint.id());
-        Ok(endpoint)
+        Ok(builder.bind().await?)
     }
 
     /// Shows the secret of an invitation, where there is one to show.
@@ -254,6 +392,28 @@ impl Settings {
         }
         let hub = Hub::new(session.clone());
         self.show_secret(&hub, found, report).await.map_err(not_invited)
+    }
+}
+
+/// Closes what a command has used. Where the daemon has ended meanwhile, that is what is told: all else follows from it.
+pub(super) async fn conclude(access: &Access, outcome: Result<(), Failure>) -> Result<(), Failure> {
+    access.close().await;
+    let Some(client) = access.daemon() else { return outcome };
+    let in_doubt = match &outcome {
+        Ok(()) => false,
+        Err(failure) => matches!(failure.code, exit::BROKEN | exit::FAILURE),
+    };
+    if in_doubt && client.is_lost().await {
+        return Err(DaemonError::Gone { pid: client.pid() }.into());
+    }
+    outcome
+}
+
+/// What ends when nothing is brought any more: because the daemon has ended, if it is the daemon that brings it.
+pub(super) fn brought_all(access: &Access) -> Result<(), Failure> {
+    match access.daemon() {
+        Some(client) => Err(DaemonError::Gone { pid: client.pid() }.into()),
+        None => Ok(()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! `peer ssh-proxy`.
 
 use clap::Args;
+use peer::IntroductionPolicy;
+use peer::daemon::Access;
 use peer::forward::{Protocol, Target};
 use peer::service::{Hub, Request, RequestError};
-use peer::{Endpoint, IntroductionPolicy};
 
 use super::report::Report;
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
-use super::{Failure, interrupted, pipe};
+use super::{Failure, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -29,28 +30,30 @@ pub(super) struct SshProxyArguments {
     port: u16,
 }
 
-pub(super) async fn run(arguments: SshProxyArguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: SshProxyArguments, verbose: bool) -> Result<(), Failure> {
     let settings = arguments.endpoint.settle()?;
     // ssh shows our standard error: what is no error is told only where it is asked for.
     let report = arguments.endpoint.report(&settings).quiet();
     let found = settings.find(&arguments.peer)?;
-    let endpoint = settings.open(IntroductionPolicy::Only(vec![found.id]), Some(&found), &report).await?;
+    let (policy, command) =
+        (IntroductionPolicy::Only(vec![found.id]), format!("ssh-proxy {}", arguments.peer));
+    let access = settings.access(policy, Some(&found), &report, &command).await?;
+    follow_servers(&access, &report, verbose);
     let outcome = tokio::select! {
-        outcome = join(&endpoint, &settings, &found, arguments.port, &report) => outcome,
+        outcome = join(&access, &settings, &found, arguments.port, &report) => outcome,
         () = interrupted() => Err(Failure::interrupted()),
     };
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
 
 async fn join(
-    endpoint: &Endpoint,
+    access: &Access,
     settings: &Settings,
     found: &Found,
     port: u16,
     report: &Report,
 ) -> Result<(), Failure> {
-    let session = endpoint.connect(found.id).await?;
+    let session = access.connect(found.id).await?;
     report.connected(&session);
     let hub = Hub::new(session.clone());
     settings.show_secret(&hub, found, report).await.map_err(settings::not_invited)?;

@@ -52,7 +52,7 @@ use crate::keep_alive::Measurement;
 use crate::link::{Reached, Registering};
 use crate::network;
 use crate::portmap::Mapped;
-use crate::server_changes::{Announcer, WeakAnnouncer};
+use crate::server_changes::{Announcer, ServerStanding, WeakAnnouncer};
 use crate::session::Session;
 use crate::signalling::ServerError;
 use crate::socket::{Outlets, PathSocket, StunDatagram};
@@ -117,6 +117,8 @@ pub(crate) enum Event {
     PortMapped { mapped: Option<Mapped> },
     /// Say why a remote's path is what it is.
     Explain { key: Key, reply: oneshot::Sender<Option<Explanation>> },
+    /// Say how it stands with the servers.
+    Servers { reply: oneshot::Sender<Vec<ServerStanding>> },
     /// The network has changed, or the machine has slept.
     NetworkChanged(network::Change),
     /// Others may be introduced to us from now on.
@@ -312,6 +314,9 @@ impl Driver {
                 let explanation =
                     explanation.map(|explanation| Explanation { candidates, over, ..explanation });
                 let _ = reply.send(explanation);
+            }
+            Event::Servers { reply } => {
+                let _ = reply.send(self.servers.iter().map(Server::standing).collect());
             }
             Event::NetworkChanged(change) => self.network_changed(change, now),
             Event::Policy(policy) => {

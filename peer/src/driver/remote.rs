@@ -206,6 +206,7 @@ impl Driver {
     /// A remote endpoint with a synthetic address of its own.
     pub(super) fn add_remote(&mut self, peer: PeerId, route: Route, now: Instant) -> Key {
         let remote = Arc::new(Remote::new(self.next_remote, route, now));
+        let carried = remote.carried.clone();
         self.next_remote += 1;
         let key = remote.synthetic;
         self.socket.update(|table| {
@@ -217,7 +218,7 @@ impl Driver {
                 remote,
                 peer,
                 instance: None,
-                news: PathNews::new(self.events_tx.clone(), key),
+                news: PathNews::new(self.events_tx.clone(), key, carried),
                 introduced_at: None,
                 introduction: None,
                 spares: Vec::new(),

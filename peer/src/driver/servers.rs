@@ -23,7 +23,7 @@ use crate::gather::host_candidates;
 use crate::keep_alive::{KeepAlive, Measurement, SAFE, SILENCES};
 use crate::link::{Place, Reached, Registering};
 use crate::reflection::Reflection;
-use crate::server_changes::ServerState;
+use crate::server_changes::{ServerStanding, ServerState, Standing};
 use crate::session::RelayTransport;
 use crate::signalling::{ServerError, Signalling};
 use crate::socket::{Remote, Route, Straight};
@@ -105,6 +105,17 @@ impl Server {
             State::Up(up) => Some(up),
             State::Connecting | State::Down(_) => None,
         }
+    }
+
+    /// How it stands with it, for people.
+    pub(super) fn standing(&self) -> ServerStanding {
+        let state = match &self.state {
+            State::Connecting => Standing::Connecting,
+            State::Up(_) if self.is_doubtful() => Standing::Silent,
+            State::Up(up) => Standing::Registered(up.way.transport()),
+            State::Down(error) => Standing::Down(error.clone()),
+        };
+        ServerStanding { server: self.address.clone(), state }
     }
 
     /// How its relay is reached.

@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use super::listen::{Listener, Opener};
 use super::spec::{Bind, Forwarding, Target};
 use super::{Listeners, Notice, Observer, connect, socks};
-use crate::endpoint::{ConnectError, Endpoint};
+use crate::daemon::Access;
+use crate::endpoint::ConnectError;
 use crate::service::{Exchange, Hub, Incoming, Request, RequestError};
 use crate::session::Session;
 
@@ -136,7 +137,7 @@ impl Opener for To {
 /// Forwards through sessions with one peer.
 #[derive(Debug)]
 pub struct Forwarder {
-    endpoint: Endpoint,
+    access: Access,
     peer: PeerId,
     remote: Vec<Forwarding>,
     observer: Observer,
@@ -153,7 +154,7 @@ impl Forwarder {
     ///
     /// [`ForwardError::Bind`]; then it listens nowhere.
     pub async fn bind(
-        endpoint: Endpoint,
+        access: impl Into<Access>,
         peer: PeerId,
         plan: Plan,
         observer: Observer,
@@ -182,7 +183,15 @@ impl Forwarder {
                 }
             }
         }
-        Ok(Self { endpoint, peer, remote: plan.remote, observer, hub: sender, doubt, _listeners: tasks })
+        Ok(Self {
+            access: access.into(),
+            peer,
+            remote: plan.remote,
+            observer,
+            hub: sender,
+            doubt,
+            _listeners: tasks,
+        })
     }
 
     /// Opens a session, and another whenever one ends. In each, `prologue` is done first.
@@ -200,7 +209,7 @@ impl Forwarder {
         loop {
             let session = match next.take() {
                 Some(session) => Ok(session),
-                None => self.endpoint.connect(self.peer).await,
+                None => self.access.connect(self.peer).await,
             };
             match session {
                 Ok(session) => {
@@ -267,7 +276,7 @@ impl Forwarder {
     async fn replacement(&self, hub: &Hub) -> Session {
         loop {
             self.watch(hub).await;
-            match self.endpoint.connect(self.peer).await {
+            match self.access.connect(self.peer).await {
                 Ok(session) => return session,
                 Err(error) => tracing::debug!(%error, "no other session either"),
             }
@@ -276,7 +285,7 @@ impl Forwarder {
 
     /// Ends when the other side does not answer.
     async fn watch(&self, hub: &Hub) {
-        let received = || hub.session().stats().udp_rx.datagrams;
+        let received = || hub.session().heard();
         let (mut count, mut silent) = (received(), Duration::ZERO);
         loop {
             let doubted = tokio::time::timeout(LOOK, self.doubt.notified()).await.is_ok();

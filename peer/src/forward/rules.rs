@@ -8,6 +8,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::spec::{self, Bind, Protocol, Target};
+use crate::service::Request;
 
 /// What one peer may have forwarded. By default nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Rules {
 
 /// How a target stands to the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Allowed, wherever its name leads.
     Allowed,
     /// Allowed at those of its addresses that [`Rules::allows_address`] takes.
@@ -31,7 +32,7 @@ pub(super) enum Verdict {
 
 impl Rules {
     /// What the rules say of a target, before its name is resolved.
-    pub(super) fn verdict(&self, target: &Target) -> Verdict {
+    pub(crate) fn verdict(&self, target: &Target) -> Verdict {
         let Target::Host { protocol, host, port } = target else {
             let allowed = self.forward.iter().any(|pattern| matches!((pattern, target), (TargetPattern::Unix(one), Target::Unix(path)) if one == path));
             return if allowed { Verdict::Allowed } else { Verdict::Refused };
@@ -70,6 +71,15 @@ impl Rules {
             }
             TargetPattern::Unix(_) => false,
         })
+    }
+
+    /// Whether a request is for something that they name.
+    pub fn names(&self, request: &Request) -> bool {
+        match request {
+            Request::Connect(target) => self.verdict(target) != Verdict::Refused,
+            Request::Listen(bind) => self.allows_listening(bind),
+            _ => false,
+        }
     }
 
     /// Whether we may listen there for the peer.
@@ -232,6 +242,23 @@ impl fmt::Display for TargetPattern {
             Place::Name(name) => write!(f, "{name}:{ports}"),
             Place::Net(IpNet::V6(net)) => write!(f, "[{net}]:{ports}"),
             Place::Net(IpNet::V4(net)) => write!(f, "{net}:{ports}"),
+        }
+    }
+}
+
+impl fmt::Display for BindPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, address, ports) = match self {
+            Self::Unix(path) => return f.write_str(path),
+            Self::Address { protocol, address, ports } => (protocol, address, Ports(ports)),
+        };
+        if *protocol == Protocol::Udp {
+            f.write_str("udp:")?;
+        }
+        match address {
+            None => write!(f, "*:{ports}"),
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{ports}"),
+            Some(IpAddr::V4(address)) => write!(f, "{address}:{ports}"),
         }
     }
 }

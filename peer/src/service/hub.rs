@@ -141,7 +141,8 @@ impl Hub {
         matches!(tokio::time::timeout(patience, self.ask(&Request::Ping)).await, Ok(Ok(_)))
     }
 
-    fn flow(&self, id: u64) -> (FlowSender, FlowReceiver) {
+    /// The datagrams of the stream with this id.
+    pub(crate) fn flow(&self, id: u64) -> (FlowSender, FlowReceiver) {
         let (sender, incoming) = mpsc::channel(FLOW_QUEUE);
         lock(&self.0.flows).insert(id, sender);
         (FlowSender { hub: self.clone(), id }, FlowReceiver { hub: self.clone(), id, incoming })
@@ -172,13 +173,15 @@ impl Opening {
     }
 }
 
-enum Header {
+/// What a stream says that it is for.
+pub(crate) enum Header {
     Pipe,
     Request(Vec<u8>),
     Unknown,
 }
 
-async fn read_header(receive: &mut RecvStream) -> Result<Header, quinn::ReadExactError> {
+/// Reads the beginning of a stream.
+pub(crate) async fn read_header(receive: &mut RecvStream) -> Result<Header, quinn::ReadExactError> {
     let mut kind = [0];
     receive.read_exact(&mut kind).await?;
     match kind[0] {
@@ -243,6 +246,11 @@ impl Exchange {
             let _ = self.send.finish();
         }
         let _ = self.receive.stop(REFUSED.into());
+    }
+
+    /// The stream alone.
+    pub(crate) fn into_halves(self) -> (SendStream, RecvStream) {
+        (self.send, self.receive)
     }
 
     /// The datagrams of this stream.

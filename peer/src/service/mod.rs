@@ -10,7 +10,7 @@ mod hub;
 
 pub use hub::{Exchange, FlowReceiver, FlowSender, Hub, Incoming, Opening, ReadError};
 
-pub(crate) use hub::read_answer;
+pub(crate) use hub::{Header, read_answer, read_header};
 
 use rendezvous_wire::InviteSecret;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ pub enum Request {
     },
     /// Take files; what follows is the transfer's own, see [`transfer`](crate::transfer). Whether they are wanted is said there.
     Files,
+    /// Keep this session for as long as this stream is open: several commands of ours share it. Accepted by a daemon, which gives in this
+    /// one session all that its side has to give.
+    Hold,
 }
 
 /// What becomes of a [`Request`].
@@ -187,7 +190,7 @@ impl Answer {
 
 impl Request {
     /// With the byte and the length that go before it.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let body = postcard::to_stdvec(self).unwrap_or_default();
         debug_assert!(body.len() <= MAX_REQUEST, "names have bounds");
         let mut bytes = vec![REQUEST];
@@ -197,7 +200,7 @@ impl Request {
     }
 
     /// `None`: nothing that this version knows.
-    fn decode(body: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(body: &[u8]) -> Option<Self> {
         let (request, rest) = postcard::take_from_bytes::<Self>(body).ok()?;
         let sound = match &request {
             Self::Connect(target) => target.is_sound(),
@@ -225,6 +228,7 @@ mod tests {
             Request::Listen("udp:[::1]:53".parse().unwrap()),
             Request::Connection { listener: u64::MAX >> 2 },
             Request::Files,
+            Request::Hold,
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);

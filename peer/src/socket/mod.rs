@@ -37,7 +37,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use congestion::SwitchAwareConfig;
 pub(crate) use pieces::WidthProbe;
-pub(crate) use remote::{Carrier, Framed, Remote, Route, SocketIndex, Straight};
+pub(crate) use remote::{Carried, Carrier, Framed, Remote, Route, SocketIndex, Straight};
 pub(crate) use table::Table;
 pub(crate) use wakefulness::ASLEEP;
 
@@ -273,7 +273,7 @@ impl PathSocket {
             let end = frames.len().min(start.saturating_add(segment.max(1)));
             let frame = &frames[start..end];
             if let Some(remote) = table.framed(relay, frame) {
-                self.note_received(&table, remote, relay, true);
+                self.note_received(&table, remote, relay, true, frame.len() - HEADER_LEN);
                 self.inject(remote, frames.slice(start + HEADER_LEN..end));
             } else if let Some(remote) = table.channel(relay, frame)
                 && let Some(control) = pieces::parse(&frame[HEADER_LEN..])
@@ -299,7 +299,7 @@ impl PathSocket {
                 let whole = known.pieces.lock().unwrap_or_else(PoisonError::into_inner).take(piece);
                 if let Some(whole) = whole {
                     let relayed = back.is_none() || table.relays.contains(&source);
-                    self.note_received(table, remote, source, relayed);
+                    self.note_received(table, remote, source, relayed, whole.len());
                     self.inject(remote, whole);
                 }
             }
@@ -313,9 +313,16 @@ impl PathSocket {
     }
 
     /// A datagram of `remote` has come from `source`.
-    fn note_received(&self, table: &Table, remote: SocketAddr, source: SocketAddr, relayed: bool) {
+    fn note_received(
+        &self,
+        table: &Table,
+        remote: SocketAddr,
+        source: SocketAddr,
+        relayed: bool,
+        length: usize,
+    ) {
         let Some(remote) = table.remotes.get(&remote) else { return };
-        if remote.note_received(source, relayed) {
+        if remote.note_received(source, relayed, length) {
             let _ = self.traffic.send(remote.synthetic);
         }
     }
@@ -349,7 +356,8 @@ impl PathSocket {
                 let mut sink = Sorted { owner: self, socket, table: &table, source };
                 table::demux(&table, buffer, meta, &mut sink);
                 if meta.len > 0 {
-                    self.note_received(&table, meta.addr, source, table.relays.contains(&source));
+                    let relayed = table.relays.contains(&source);
+                    self.note_received(&table, meta.addr, source, relayed, meta.len);
                 }
             }
             // quinn skips buffers of length 0.
@@ -393,7 +401,7 @@ impl table::Sink for Sorted<'_> {
 
     fn stray(&mut self, remote: SocketAddr, datagram: Bytes) {
         let relayed = self.table.relays.contains(&self.source);
-        self.owner.note_received(self.table, remote, self.source, relayed);
+        self.owner.note_received(self.table, remote, self.source, relayed, datagram.len());
         self.owner.inject(remote, datagram);
     }
 

@@ -1,7 +1,7 @@
 //! One remote endpoint as QUIC sees it: a synthetic address that stays, over a path that does not.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -83,6 +83,15 @@ impl Route {
     }
 }
 
+/// Bytes of QUIC that have gone each way, retransmissions and all. What goes over two paths at the same time counts on both.
+#[derive(Debug, Default)]
+pub(crate) struct Carried {
+    pub(crate) direct_sent: AtomicU64,
+    pub(crate) direct_received: AtomicU64,
+    pub(crate) relayed_sent: AtomicU64,
+    pub(crate) relayed_received: AtomicU64,
+}
+
 /// A remote endpoint.
 #[derive(Debug)]
 pub(crate) struct Remote {
@@ -95,6 +104,7 @@ pub(crate) struct Remote {
     pub(crate) meter: Meter,
     /// Of the relayed one.
     pub(crate) relay_meter: RelayMeter,
+    pub(crate) carried: Arc<Carried>,
     /// Whether the direct path, and the relayed one, are known to carry datagrams of full size.
     pub(super) direct_is_wide: AtomicBool,
     pub(super) relay_is_wide: AtomicBool,
@@ -116,6 +126,7 @@ impl Remote {
             route: ArcSwap::from_pointee(route),
             meter: Meter::new(now),
             relay_meter: RelayMeter::new(now),
+            carried: Arc::default(),
             direct_is_wide: AtomicBool::new(false),
             relay_is_wide: AtomicBool::new(false),
             number: AtomicU16::new(0),
@@ -168,8 +179,10 @@ impl Remote {
         which.store(wide, Ordering::Relaxed);
     }
 
-    /// A datagram of its own has come from `source`, over a relay or not. True when the driver has to be told.
-    pub(super) fn note_received(&self, source: SocketAddr, relayed: bool) -> bool {
+    /// A datagram of its own, or several that came as one, has come from `source`, over a relay or not. True when the driver has to be told.
+    pub(super) fn note_received(&self, source: SocketAddr, relayed: bool, length: usize) -> bool {
+        let received = if relayed { &self.carried.relayed_received } else { &self.carried.direct_received };
+        received.fetch_add(length as u64, Ordering::Relaxed);
         let route = self.route.load();
         if let Some(relay) = route.relay() {
             return relayed && self.relay_meter.note_received(relay.source() == source);

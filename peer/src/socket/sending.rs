@@ -67,6 +67,7 @@ impl PathSocket {
             let ecn = transmit.ecn;
             self.send_on(socket, &Transmit { destination, ecn, contents, segment_size, src_ip: None })?;
         }
+        remote.carried.direct_sent.fetch_add(transmit.contents.len() as u64, Ordering::Relaxed);
         if remote.meter.note_sent(Instant::now()) {
             let _ = self.traffic.send(remote.synthetic);
         }
@@ -75,6 +76,21 @@ impl PathSocket {
 
     fn send_framed(&self, remote: &Remote, to: &Framed, transmit: &Transmit<'_>) -> io::Result<()> {
         let header = to.channel.header();
+        let length = transmit.contents.len() as u64;
+        let sent = self.send_in_frames(remote, to, header, transmit);
+        if sent.is_ok() {
+            remote.carried.relayed_sent.fetch_add(length, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn send_in_frames(
+        &self,
+        remote: &Remote,
+        to: &Framed,
+        header: [u8; HEADER_LEN],
+        transmit: &Transmit<'_>,
+    ) -> io::Result<()> {
         if segment(transmit) > pieces::NARROW && !remote.relay_is_wide.load(Ordering::Relaxed) {
             return in_pieces(remote, &header, transmit, |frames, size| {
                 self.send_frames(&to.carrier, transmit.ecn, frames, Some(size))

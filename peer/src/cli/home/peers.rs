@@ -74,6 +74,17 @@ pub(in crate::cli) enum Who {
     Id(PeerId),
 }
 
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone => f.write_str(ANYONE),
+            Self::Trusted => f.write_str(TRUSTED),
+            Self::Alias(alias) => alias.fmt(f),
+            Self::Id(id) => id.fmt(f),
+        }
+    }
+}
+
 /// Why a text names nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("neither `anyone`, `trusted`, an alias nor the id of a peer")]
