@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use peer::forward::{Listeners, Observer, Rules, serve};
+use peer::bench::Bencher;
+use peer::forward::{Listeners, Notice, Observer, Rules, serve};
 use peer::service::{Answer, Cause, Exchange, Request};
 use peer::{Endpoint, IntroductionPolicy, InviteSecret, PeerId};
 
@@ -24,17 +25,27 @@ const MOST_IDS: usize = 256;
 /// Tells a file from the one that it replaced.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
+/// What some peers may have.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) to: Vec<Who>,
+    pub(super) rules: Rules,
+    /// Whether they may measure what a session carries.
+    pub(super) bench: bool,
+}
+
 /// Answers requests by what the person wants. What is known of peers is read again whenever its file has changed.
 #[derive(Debug)]
 pub(super) struct Gate {
     home: Option<Home>,
-    rules: Vec<(Vec<Who>, Rules)>,
+    grants: Vec<Grant>,
     /// Those of `--allow`; nobody else is let in unless the list is empty.
     allowed: Vec<PeerId>,
     /// Whether there is something for whoever comes.
     anyone: bool,
     known: Mutex<(Stamp, Arc<Peers>)>,
     listeners: Listeners,
+    bencher: Bencher,
     observer: Observer,
     report: Report,
 }
@@ -42,7 +53,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(
         home: Option<Home>,
-        rules: Vec<(Vec<Who>, Rules)>,
+        grants: Vec<Grant>,
         allowed: Vec<PeerId>,
         anyone: bool,
         report: &Report,
@@ -55,11 +66,12 @@ impl Gate {
         let known = Mutex::new((stamp, Arc::new(peers)));
         Ok(Self {
             home,
-            rules,
+            grants,
             allowed,
             anyone,
             known,
             listeners: Listeners::default(),
+            bencher: Bencher::default(),
             observer: listen::observer(report),
             report: report.clone(),
         })
@@ -85,7 +97,7 @@ impl Gate {
             return IntroductionPolicy::Only(self.allowed.clone());
         }
         let peers = self.peers();
-        let whos: Vec<&Who> = self.rules.iter().flat_map(|(whos, _)| whos).collect();
+        let whos: Vec<&Who> = self.grants.iter().flat_map(|grant| &grant.to).collect();
         // Who was invited is not known by id.
         let strangers = whos.contains(&&Who::Anyone) || peers.invites(SystemTime::now()).next().is_some();
         if self.anyone || strangers {
@@ -124,13 +136,17 @@ impl Gate {
     fn rules(&self, peer: PeerId) -> Rules {
         let peers = self.peers();
         let mut all = Rules::default();
-        for (whos, rules) in &self.rules {
-            if whos.iter().any(|who| peers.is(peer, who)) {
-                all.forward.extend(rules.forward.iter().cloned());
-                all.listen.extend(rules.listen.iter().cloned());
-            }
+        for grant in self.grants.iter().filter(|grant| grant.to.iter().any(|who| peers.is(peer, who))) {
+            all.forward.extend(grant.rules.forward.iter().cloned());
+            all.listen.extend(grant.rules.listen.iter().cloned());
         }
         all
+    }
+
+    /// Whether that peer may measure what a session carries.
+    fn may_bench(&self, peer: PeerId) -> bool {
+        let peers = self.peers();
+        self.grants.iter().any(|grant| grant.bench && grant.to.iter().any(|who| peers.is(peer, who)))
     }
 
     /// Answers a request, and does what it asks for until it is over.
@@ -145,6 +161,11 @@ impl Gate {
                 if exchange.respond(answer).await.is_ok() {
                     let _ = exchange.send.finish();
                 }
+            }
+            Request::Bench(order) if self.may_bench(peer) => self.bencher.serve(order, exchange).await,
+            Request::Bench(_) => {
+                self.report.forwarding(&Notice::Denied { peer, what: "measuring".to_owned() });
+                exchange.refuse().await;
             }
             request => serve(request, exchange, &self.rules(peer), &self.listeners, &self.observer).await,
         }

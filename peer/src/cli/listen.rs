@@ -12,7 +12,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::connect::follow;
-use super::gate::Gate;
+use super::gate::{Gate, Grant};
 use super::home::peers::Who;
 use super::report::Report;
 use super::settings::{EndpointArguments, PeerName};
@@ -28,11 +28,14 @@ Examples:
       Trusted peers may connect to the web server here, and by SSH to that network.
   peer listen --allow-listen 127.0.0.1:8000-8010
       Trusted peers may have ports here lead to them (peer forward -R).
+  peer listen --bench
+      Trusted peers may measure what a session with this machine carries (peer bench).
   peer listen --serve
       Give what the configuration says, to whom it says:
         [[serve]]
         to = \"trusted\"          # or \"anyone\", an alias, an id, or a list of them
         forward = [\"localhost:22\", \"udp:localhost:53\", \"/run/docker.sock\"]
+        bench = true            # peer bench
 
 Nothing is forwarded that is not named. A pipe, --echo and COMMAND are for whoever knows this
 machine's id, unless --allow names some. Open invitations (peer invite) are taken meanwhile.";
@@ -63,6 +66,9 @@ pub(super) struct ListenArguments {
     /// Listen for them at this address and port, or Unix socket: [udp:]ADDRESS:PORT or /PATH.
     #[arg(long, value_name = "PLACE")]
     allow_listen: Vec<BindPattern>,
+    /// Let trusted peers, or those of --allow, measure what a session with this machine carries (peer bench).
+    #[arg(long)]
+    bench: bool,
     /// Give what the configuration says under [[serve]].
     #[arg(long)]
     serve: bool,
@@ -88,25 +94,25 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
         .iter()
         .map(|name| settings.find(name).map(|found| found.id))
         .collect::<Result<Vec<_>, _>>()?;
-    let forwards =
-        arguments.serve || !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty();
+    let named = arguments.bench || !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty();
     let service = if arguments.echo {
         Some(Service::Echo)
     } else if !arguments.command.is_empty() {
         Some(Service::Command(arguments.command.into(), Arc::new(Semaphore::new(MAX_COMMANDS))))
-    } else if forwards {
+    } else if named || arguments.serve {
         Some(Service::Refuse)
     } else {
         None
     };
-    let mut rules = Vec::new();
-    if !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty() {
-        let who = if allowed.is_empty() {
+    let mut grants = Vec::new();
+    if named {
+        let to = if allowed.is_empty() {
             vec![Who::Trusted]
         } else {
             allowed.iter().copied().map(Who::Id).collect()
         };
-        rules.push((who, Rules { forward: arguments.allow_forward, listen: arguments.allow_listen }));
+        let rules = Rules { forward: arguments.allow_forward, listen: arguments.allow_listen };
+        grants.push(Grant { to, rules, bench: arguments.bench });
     }
     if arguments.serve {
         let peers = settings.peers()?;
@@ -119,15 +125,15 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
                     report.nobody_of_that_name(alias);
                 }
             }
-            let rule = Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
-            rules.push((serve.to.clone(), rule));
+            let rules = Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
+            grants.push(Grant { to: serve.to.clone(), rules, bench: serve.bench });
         }
-        if rules.is_empty() {
+        if grants.is_empty() {
             report.nothing_served();
         }
     }
     let anyone = allowed.is_empty() && !matches!(service, Some(Service::Refuse));
-    let gate = Arc::new(Gate::new(settings.home.clone(), rules, allowed, anyone, &report)?);
+    let gate = Arc::new(Gate::new(settings.home.clone(), grants, allowed, anyone, &report)?);
     let endpoint = settings.open(gate.policy(), None, &report).await?;
     follow_servers(&endpoint, &report, verbose);
     report.listening(endpoint.id(), &settings.servers);

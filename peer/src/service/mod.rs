@@ -15,6 +15,7 @@ pub(crate) use hub::read_answer;
 use rendezvous_wire::InviteSecret;
 use serde::{Deserialize, Serialize};
 
+use crate::bench::Order;
 use crate::forward::{Bind, Target};
 
 /// First byte of a stream: a plain pipe. It makes the stream visible to the other side before there is data, so that either side may
@@ -54,6 +55,8 @@ pub enum Request {
     },
     /// Take files; what follows is the transfer's own, see [`transfer`](crate::transfer). Whether they are wanted is said there.
     Files,
+    /// Let yourself be measured, see [`bench`](crate::bench).
+    Bench(Order),
 }
 
 /// What becomes of a [`Request`].
@@ -225,6 +228,7 @@ mod tests {
             Request::Listen("udp:[::1]:53".parse().unwrap()),
             Request::Connection { listener: u64::MAX >> 2 },
             Request::Files,
+            Request::Bench(Order::Give { millis: u32::MAX }),
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);
