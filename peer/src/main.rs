@@ -10,7 +10,9 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let multi = std::env::var_os("PEER_MULTI").is_some();
+    let runtime = if multi { tokio::runtime::Builder::new_multi_thread().enable_all().build() } else { tokio::runtime::Builder::new_current_thread().enable_all().build() };
+    match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(cli::run(arguments));
             // Standard input may still be blocked in a read that nobody waits for any more.

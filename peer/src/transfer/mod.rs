@@ -30,6 +30,7 @@
 //! queues.
 
 mod arrival;
+mod blocks;
 mod content;
 mod folders;
 mod manifest;

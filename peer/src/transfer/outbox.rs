@@ -1,12 +1,12 @@
-//! Frames in large blocks that are used again once nobody holds them any more.
+//! Frames in large blocks.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::blocks::Blocks;
 use super::message::{FromSender, HEADER, MAX_MESSAGE, content_header, encode};
 use super::tree::GROUP;
 
@@ -33,8 +33,7 @@ pub(crate) struct Outbox {
     used: usize,
     /// Where the room begins that was given last.
     room: usize,
-    /// Blocks that are on their way, oldest first.
-    away: VecDeque<Bytes>,
+    pool: Blocks,
     /// A hole, or groups left out, that may yet grow.
     hole: u64,
     skipped: u64,
@@ -44,12 +43,13 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new(blocks: mpsc::Sender<Bytes>) -> Self {
+        let mut pool = Blocks::new(BLOCK, POOL);
         Self {
             blocks,
-            block: BytesMut::zeroed(BLOCK),
+            block: pool.take(),
             used: 0,
             room: 0,
-            away: VecDeque::new(),
+            pool,
             hole: 0,
             skipped: 0,
             encoded: Vec::new(),
@@ -171,23 +171,10 @@ impl Outbox {
         if self.used == 0 {
             return Ok(());
         }
-        let full = std::mem::take(&mut self.block).freeze();
-        let leaving = full.slice(..self.used);
+        let full = std::mem::take(&mut self.block);
+        let leaving = self.pool.give(full, self.used);
         self.used = 0;
-        self.away.push_back(full);
-        self.block = self.next_block();
+        self.block = self.pool.take();
         self.blocks.blocking_send(leaving).map_err(|_| Gone)
-    }
-
-    fn next_block(&mut self) -> BytesMut {
-        if let Some(oldest) = self.away.pop_front() {
-            match oldest.try_into_mut() {
-                Ok(free) if free.len() == BLOCK => return free,
-                Ok(_) => {}
-                Err(held) if self.away.len() < POOL => self.away.push_front(held),
-                Err(_) => {}
-            }
-        }
-        BytesMut::zeroed(BLOCK)
     }
 }

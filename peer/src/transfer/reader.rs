@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
-use super::content::{Data, Groups, file_hash, group_value};
+use super::content::{Data, Groups, file_hash};
 use super::folders::{Folders, Top};
 use super::manifest::{Kind, Modified};
 use super::message::{FileProblem, FromSender};
@@ -204,8 +204,7 @@ impl Reader {
         let mut known = known.iter().peekable();
         for group in 0..groups(size) {
             let room = self.outbox.room(group_length(size, group) as usize)?;
-            let Some(data) = reader.load(group, room)? else { return Ok(Read::Changed) };
-            let value = group_value(size, group, room, &data);
+            let Some((data, value)) = reader.load(group, room)? else { return Ok(Read::Changed) };
             tree.push(value);
             let length = group_length(size, group);
             while known.next_if(|(number, _)| *number < group).is_some() {}
