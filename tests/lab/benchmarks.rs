@@ -76,7 +76,11 @@ fn nobody_unasked() -> anyhow::Result<()> {
     let mut listener = listen(&world, &b, &["--echo"])?;
     let refused = world.run(&a, "laptop", &["bench", "nas", "--seconds", "0.3"])?;
     let said = String::from_utf8_lossy(&refused.stderr);
-    ensure!(refused.status.code() == Some(6) && said.contains("peer listen --bench"), "{}: {said}", refused.status);
+    ensure!(
+        refused.status.code() == Some(6) && said.contains("peer listen --bench"),
+        "{}: {said}",
+        refused.status
+    );
     listener.event(|event| event["event"] == "denied", PATIENCE)?;
     Ok(())
 }

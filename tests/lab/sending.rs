@@ -39,8 +39,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// Enough for a transfer in a debug build on a busy machine.
 const TRANSFER: Duration = Duration::from_secs(120);
 
-/// Small files; `LAB_SENDING_FILES` for more.
-const FILES: usize = 2000;
+/// Small files.
+const FILES: usize = 10_000;
 
 struct Homes {
     world: World,
@@ -134,10 +134,9 @@ fn many_files(top: &Path, count: usize) -> anyhow::Result<()> {
 }
 
 fn a_folder_arrives_as_it_was() -> anyhow::Result<()> {
-    let count = std::env::var("LAB_SENDING_FILES").ok().and_then(|count| count.parse().ok()).unwrap_or(FILES);
     let homes = Homes::new(31)?;
     let top = homes.from.path().join("folder");
-    many_files(&top, count)?;
+    many_files(&top, FILES)?;
     fs::create_dir(top.join("empty"))?;
     fs::write(top.join("run.sh"), "#!/bin/sh\n")?;
     fs::set_permissions(top.join("run.sh"), fs::Permissions::from_mode(0o750))?;
@@ -151,7 +150,7 @@ fn a_folder_arrives_as_it_was() -> anyhow::Result<()> {
     ensure!(sender.wait(PATIENCE)?.success(), "{sent}");
     let received = receiver.named("received")?;
     ensure!(receiver.wait(PATIENCE)?.success(), "{received}");
-    ensure!(number(&received, "received")? == count as u64 + 1, "{received}");
+    ensure!(number(&received, "received")? == FILES as u64 + 1, "{received}");
     fs::remove_file(top.join("way-out"))?;
     // Removing it has changed the folder's date.
     let date = fs::metadata(homes.to.path().join("folder"))?.modified()?;

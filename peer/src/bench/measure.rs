@@ -251,7 +251,8 @@ impl Bench {
             }
         };
         // What was heard last counts where the last word is late.
-        let _ = tokio::time::timeout_at(end, async { tokio::join!(give(&mut exchange.send, time), reports) }).await;
+        let _ = tokio::time::timeout_at(end, async { tokio::join!(give(&mut exchange.send, time), reports) })
+            .await;
         Ok(())
     }
 

@@ -127,7 +127,8 @@ async fn take(receive: &mut RecvStream, mut told: impl FnMut(Arrived)) {
     let mut pieces = [const { Bytes::new() }; 64];
     while let Ok(Some(count)) = receive.read_chunks(&mut pieces).await {
         let now = tokio::time::Instant::now();
-        arrived.bytes += pieces[..count].iter_mut().map(|piece| std::mem::take(piece).len() as u64).sum::<u64>();
+        arrived.bytes +=
+            pieces[..count].iter_mut().map(|piece| std::mem::take(piece).len() as u64).sum::<u64>();
         arrived.time = now - *first.get_or_insert(now);
         told(arrived);
     }

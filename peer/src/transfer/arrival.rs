@@ -81,7 +81,11 @@ impl Arrival {
     }
 
     /// The next bytes.
-    pub(crate) fn content<S: Sink>(&mut self, mut bytes: &[u8], sink: &mut S) -> Result<(), TakeError<S::Error>> {
+    pub(crate) fn content<S: Sink>(
+        &mut self,
+        mut bytes: &[u8],
+        sink: &mut S,
+    ) -> Result<(), TakeError<S::Error>> {
         self.check(bytes.len() as u64)?;
         while !bytes.is_empty() {
             let (_, place) = self.group();

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::tree::{GROUP, GroupHasher, GroupValue, Tree, group_length, groups};
 
 /// Read and hashed at once: a good deal less than a processor's own cache, and enough for all of its lanes.
-const STEP: usize = 128 << 10;
+pub(crate) const STEP: usize = 128 << 10;
 
 /// Reads groups in ascending order.
 pub(crate) struct Groups<'f> {
@@ -76,6 +76,15 @@ impl<'f> Groups<'f> {
         Ok(data)
     }
 
+    /// Fills the buffer from there. False: the file is shorter than it was.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        match self.file.read_exact_at(buffer, offset) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads a group's data into the beginning of `buffer`, and tells where it is and what it hashes to. Holes are left as they are. `None`:
     /// the file is shorter than it was.
     pub(crate) fn load(&mut self, group: u64, buffer: &mut [u8]) -> io::Result<Option<(Data, GroupValue)>> {
@@ -87,9 +96,8 @@ impl<'f> Groups<'f> {
             at = range.start;
             // Hashed while it is in the processor's cache.
             for step in buffer[range.clone()].chunks_mut(STEP) {
-                match self.file.read_exact_at(step, group * GROUP + at as u64) {
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                    read => read?,
+                if !self.read(group * GROUP + at as u64, step)? {
+                    return Ok(None);
                 }
                 hasher.update(step);
                 at += step.len();

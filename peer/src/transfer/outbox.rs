@@ -1,26 +1,25 @@
 //! Frames in large blocks.
 
-use std::ops::Range;
-
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::blocks::Blocks;
+use super::content::STEP;
 use super::message::{FromSender, HEADER, MAX_MESSAGE, content_header, encode};
 use super::tree::GROUP;
 
-/// Room for a group with its header and for a message.
-const BLOCK: usize = GROUP as usize + HEADER + MAX_MESSAGE + HEADER;
-
 /// A block with more than this in it leaves.
-const ENOUGH: usize = 256 << 10;
+const ENOUGH: usize = 2 * STEP;
+
+/// Room for that, and for what comes next with its header.
+const BLOCK: usize = ENOUGH + HEADER + MAX_MESSAGE + HEADER + STEP;
 
 /// A message about a hole or about groups left out is shorter.
 const MAX_PENDING: usize = 32;
 
-/// Blocks that are remembered; quinn holds a send window of them.
-const POOL: usize = 80;
+/// Blocks that are remembered; quinn holds a send window of them, 32 MiB.
+const POOL: usize = (32 << 20) / ENOUGH + 8;
 
 /// Nobody takes what leaves.
 #[derive(Debug)]
@@ -63,7 +62,7 @@ impl Outbox {
         &mut self.scratch
     }
 
-    /// Where the next `length` bytes, at most a group, may be read to, for [`content_in_place`](Self::content_in_place).
+    /// Where the next `length` bytes, at most [`STEP`], may be read to, for [`content`](Self::content).
     pub(crate) fn room(&mut self, length: usize) -> Result<&mut [u8], Gone> {
         // What is still to be said comes first.
         let pending = if self.hole > 0 || self.skipped > 0 { MAX_PENDING } else { 0 };
@@ -75,7 +74,7 @@ impl Outbox {
     }
 
     /// The first `length` bytes of the room leave.
-    pub(crate) fn content_in_place(&mut self, length: usize) -> Result<(), Gone> {
+    pub(crate) fn content(&mut self, length: usize) -> Result<(), Gone> {
         let start = self.room;
         self.say_pending()?;
         let to = self.used + HEADER;
@@ -84,24 +83,6 @@ impl Outbox {
         }
         self.block[self.used..to].copy_from_slice(&content_header(length));
         self.used = to + length;
-        self.leave()
-    }
-
-    /// Content of the room with holes in between leaves; `length` with the holes.
-    pub(crate) fn content_with_holes(&mut self, length: usize, data: &[Range<usize>]) -> Result<(), Gone> {
-        let start = self.room;
-        let group = self.block[start..start + length].to_vec();
-        let mut at = 0;
-        for range in data {
-            self.hole((range.start - at) as u64)?;
-            self.say_pending()?;
-            let to = self.make_room(HEADER + range.len())? + HEADER;
-            self.block[self.used..to].copy_from_slice(&content_header(range.len()));
-            self.block[to..to + range.len()].copy_from_slice(&group[range.clone()]);
-            self.used = to + range.len();
-            at = range.end;
-        }
-        self.hole((length - at) as u64)?;
         self.leave()
     }
 

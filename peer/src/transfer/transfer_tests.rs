@@ -20,14 +20,14 @@ use super::tree::GROUP;
 use super::*;
 
 /// Two connected QUIC endpoints.
-pub(super) struct Line {
+pub(crate) struct Line {
     _endpoints: [quinn::Endpoint; 2],
-    pub(super) near: Connection,
-    pub(super) far: Connection,
+    pub(crate) near: Connection,
+    pub(crate) far: Connection,
 }
 
 impl Line {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let (own, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let server = tls::server_config(&other, Some(own.id()), SESSION_ALPN).unwrap();
         let server = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
@@ -44,7 +44,7 @@ impl Line {
     }
 
     /// One stream, seen from both sides.
-    pub(super) async fn stream(&self) -> ((SendStream, RecvStream), (SendStream, RecvStream)) {
+    pub(crate) async fn stream(&self) -> ((SendStream, RecvStream), (SendStream, RecvStream)) {
         let (mut send, receive) = self.near.open_bi().await.unwrap();
         send.write_all(&[0]).await.unwrap();
         let (far_send, mut far_receive) = self.far.accept_bi().await.unwrap();
