@@ -13,14 +13,16 @@ use super::tree::{GROUP, GroupHasher, GroupValue, Tree, group_length, groups};
 /// Read and hashed at once: a good deal less than a processor's own cache, and enough for all of its lanes.
 pub(crate) const STEP: usize = 128 << 10;
 
-/// Reads groups in ascending order.
+/// Reads groups, best in ascending order.
 pub(crate) struct Groups<'f> {
     file: &'f File,
     size: u64,
     /// Whether it has holes, as far as can be told.
     sparse: bool,
-    /// The data at or after what was read last.
+    /// The data at or after what was asked for last.
     extent: Range<u64>,
+    /// The group that was asked for last.
+    last: Option<u64>,
 }
 
 /// What a loaded group is made of: ranges of data from its beginning on, with holes in between.
@@ -32,7 +34,7 @@ impl<'f> Groups<'f> {
         let metadata = file.metadata()?;
         let sparse = metadata.blocks().saturating_mul(512) < metadata.len();
         let extent = if sparse { 0..0 } else { 0..u64::MAX };
-        Ok(Self { file, size, sparse, extent })
+        Ok(Self { file, size, sparse, extent, last: None })
     }
 
     /// The first data that ends after `offset`.
@@ -62,6 +64,11 @@ impl<'f> Groups<'f> {
     pub(crate) fn data(&mut self, group: u64) -> io::Result<Data> {
         let start = group * GROUP;
         let end = start + group_length(self.size, group);
+        if self.sparse && self.last.is_some_and(|last| group <= last) {
+            // What is known lies behind it.
+            self.extent = 0..0;
+        }
+        self.last = Some(group);
         let mut data = Data::new();
         let mut offset = start;
         while offset < end {
@@ -140,6 +147,14 @@ mod tests {
         let mut reader = Groups::new(&file, size).unwrap();
         let with_data: Vec<u64> = (0..6).filter(|group| !reader.data(*group).unwrap().is_empty()).collect();
         assert_eq!(with_data, [0, 1, 2, 3, 5]);
+        // Again, in whatever order: several places of one group, and none of another.
+        file.write_all_at(&[7; 10], GROUP + 700_000).unwrap();
+        let mut reader = Groups::new(&file, size).unwrap();
+        let first: Vec<Data> = (0..6).map(|group| reader.data(group).unwrap()).collect();
+        assert!(first[1].len() > 1 && first[4].is_empty(), "{first:?}");
+        for group in [5, 1, 1, 0, 4, 1] {
+            assert_eq!(reader.data(group).unwrap(), first[group as usize], "group {group}");
+        }
         // Shorter than it is said to be.
         let dense = tempfile::tempfile().unwrap();
         dense.write_all_at(&[1; 100], 0).unwrap();

@@ -274,6 +274,25 @@ async fn a_part_is_believed_only_where_it_is_right() {
     assert_eq!(done.carried, 10 * GROUP + 5, "two of the twelve groups, and the rest");
 }
 
+/// A group of several pieces of data with holes in between that is here, and wrong: all of its pieces come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_part_of_a_sparse_file_is_made_right() {
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (path, part) = (from.path().join("sparse"), to.path().join("sparse.peer-part"));
+    for (path, wrong) in [(&path, 0), (&part, 1)] {
+        let file = fs::File::create(path).unwrap();
+        file.set_len(4 * GROUP).unwrap();
+        for place in [100_000, 400_000, 900_000] {
+            file.write_all_at(&[7; 9000], GROUP + place).unwrap();
+        }
+        file.write_all_at(&[7 + wrong], GROUP + 400_000).unwrap();
+        file.write_all_at(&[9; 5000], 3 * GROUP).unwrap();
+    }
+    let done = transfer(std::slice::from_ref(&path), to.path(), false).await;
+    assert_eq!(done.received.unwrap().received, 1);
+    assert!(fs::read(to.path().join("sparse")).unwrap() == fs::read(&path).unwrap());
+}
+
 /// A part of a file that has since become another, shorter one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_of_an_older_version_does_no_harm() {

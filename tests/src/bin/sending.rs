@@ -15,8 +15,6 @@ use end_to_end::figures::Figures;
 use end_to_end::process::{PATIENCE, Program, binary};
 use end_to_end::world::World;
 use netsim::{Host, RouterKind, SiteConfig};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeVal;
@@ -38,9 +36,9 @@ struct Arguments {
     /// Seconds of each `peer bench`.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Where the files are [default: a tmpfs of its own, in huge pages where the kernel has them].
-    #[arg(long)]
-    folder: Option<PathBuf>,
+    /// Where the files are: better a tmpfs, or the disk is what is measured.
+    #[arg(long, default_value = "/dev/shm")]
+    folder: PathBuf,
     /// Only this part.
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -182,9 +180,9 @@ fn warm(folder: &Path, bytes: u64) -> anyhow::Result<()> {
 }
 
 /// A large file against `peer bench`.
-fn large(arguments: &Arguments, files: &Files) -> anyhow::Result<f64> {
+fn large(arguments: &Arguments) -> anyhow::Result<f64> {
     let home = Home::new()?;
-    let folder = TempDir::new_in(&files.path)?;
+    let folder = TempDir::new_in(&arguments.folder)?;
     let (file, bytes) = (folder.path().join("large"), arguments.megabytes * 1_000_000);
     produce(1, bytes, &mut std::fs::File::create(&file)?)?;
     let (mut transfers, mut benches) =
@@ -207,7 +205,9 @@ fn large(arguments: &Arguments, files: &Files) -> anyhow::Result<f64> {
     }
     println!(
         "\nOne file of {} MB in {}, {} of each in turn: median (least to greatest)",
-        arguments.megabytes, files.kind, arguments.runs
+        arguments.megabytes,
+        arguments.folder.display(),
+        arguments.runs
     );
     println!("  peer send    {:>24.0} Mbit/s   {:.3} CPU s/GB, both sides", transfers[0], transfers[1]);
     println!("  peer bench   {:>24.0} Mbit/s   {:.3} CPU s/GB, both sides", benches[0], benches[1]);
@@ -229,14 +229,14 @@ fn tree(top: &Path, count: usize) -> anyhow::Result<()> {
 }
 
 /// Many small files against `tar`.
-fn small(arguments: &Arguments, files: &Files) -> anyhow::Result<f64> {
+fn small(arguments: &Arguments) -> anyhow::Result<f64> {
     let home = Home::new()?;
-    let folder = TempDir::new_in(&files.path)?;
+    let folder = TempDir::new_in(&arguments.folder)?;
     tree(&folder.path().join("tree"), arguments.files)?;
     let (mut sent, mut packed, mut ratio) = (Figures::default(), Figures::default(), Figures::default());
     for run in 0..arguments.runs {
         let measure = |by_send: bool| -> anyhow::Result<f64> {
-            let target = TempDir::new_in(&files.path)?;
+            let target = TempDir::new_in(&arguments.folder)?;
             let seconds = match by_send {
                 true => home.tree_by_send(folder.path(), target.path())?,
                 false => home.tree_by_tar(folder.path(), target.path())?,
@@ -254,7 +254,9 @@ fn small(arguments: &Arguments, files: &Files) -> anyhow::Result<f64> {
     }
     println!(
         "\n{} files of 0 to 8 kB in {}, {} times each in turn: median (least to greatest)",
-        arguments.files, files.kind, arguments.runs
+        arguments.files,
+        arguments.folder.display(),
+        arguments.runs
     );
     println!("  peer send           {sent:>24.0} files/s, verified");
     println!("  tar | peer connect  {packed:>24.0} files/s");
@@ -262,51 +264,15 @@ fn small(arguments: &Arguments, files: &Files) -> anyhow::Result<f64> {
     Ok(ratio.median())
 }
 
-/// Where all files are.
-struct Files {
-    path: PathBuf,
-    /// To be shown.
-    kind: String,
-    mounted: Option<TempDir>,
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        if self.mounted.is_some() {
-            let _ = umount2(&self.path, MntFlags::MNT_DETACH);
-        }
-    }
-}
-
-/// A folder that was named; else a tmpfs in a mount namespace of our own, gone with us. A write to a tmpfs of small pages costs more processor time than to
-/// a disk's page cache: with huge pages it is the transfer that is measured.
-fn files(named: Option<&PathBuf>) -> anyhow::Result<Files> {
-    if let Some(path) = named {
-        return Ok(Files { path: path.clone(), kind: path.display().to_string(), mounted: None });
-    }
-    // No thread has been started yet: all of them are to see it.
-    unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    let place = TempDir::new()?;
-    let tmpfs =
-        |options: &str| mount(Some("tmpfs"), place.path(), Some("tmpfs"), MsFlags::empty(), Some(options));
-    let kind = match tmpfs("huge=within_size") {
-        Ok(()) => "a tmpfs of huge pages",
-        Err(_) => tmpfs("mode=700").map(|()| "a tmpfs")?,
-    };
-    Ok(Files { path: place.path().to_owned(), kind: kind.to_owned(), mounted: Some(place) })
-}
-
 fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
-    let files = files(arguments.folder.as_ref())?;
-    let parts: [(Part, &str, fn(&Arguments, &Files) -> anyhow::Result<f64>, f64); 2] = [
+    let parts: [(Part, &str, fn(&Arguments) -> anyhow::Result<f64>, f64); 2] = [
         (Part::Large, "one large file, of the goodput of peer bench", large, 0.85),
         (Part::Small, "many small files, of tar", small, 0.5),
     ];
     let mut results = Vec::new();
     for (part, what, measure, bound) in parts {
         if arguments.only.is_none_or(|only| only == part) {
-            results.push((what, measure(arguments, &files)?, bound));
+            results.push((what, measure(arguments)?, bound));
         }
     }
     println!();
