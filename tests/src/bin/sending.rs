@@ -265,15 +265,13 @@ fn small(arguments: &Arguments) -> anyhow::Result<f64> {
 }
 
 fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
-    let parts: [(Part, &str, fn(&Arguments) -> anyhow::Result<f64>, f64); 2] = [
-        (Part::Large, "one large file, of the goodput of peer bench", large, 0.85),
-        (Part::Small, "many small files, of tar", small, 0.5),
-    ];
+    let wanted = |part| arguments.only.is_none_or(|only| only == part);
     let mut results = Vec::new();
-    for (part, what, measure, bound) in parts {
-        if arguments.only.is_none_or(|only| only == part) {
-            results.push((what, measure(arguments)?, bound));
-        }
+    if wanted(Part::Large) {
+        results.push(("one large file, of the goodput of peer bench", large(arguments)?, 0.85));
+    }
+    if wanted(Part::Small) {
+        results.push(("many small files, of tar", small(arguments)?, 0.5));
     }
     println!();
     for (what, value, bound) in &results {
