@@ -19,7 +19,7 @@
 //! ```
 //!
 //! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one,
-//! [`transfer`] files and folders, and [`bench`] measures what one carries.
+//! [`transfer`] files and folders, and [`mod@bench`] measures what one carries.
 //!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
