@@ -20,7 +20,8 @@
 //!
 //! [`daemon`] has several programs share one endpoint and its sessions.
 //!
-//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one.
+//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one,
+//! [`transfer`] files and folders, and [`mod@bench`] measures what one carries.
 //!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
@@ -45,6 +46,7 @@ mod signalling;
 mod socket;
 mod tunnel;
 
+pub mod bench;
 pub mod daemon;
 pub mod doctor;
 pub mod forward;

@@ -57,12 +57,18 @@ pub(crate) fn friends() -> anyhow::Result<(World, Host, Host)> {
 /// The same behind such NATs, this far from the middle.
 pub(crate) fn friends_behind(kind: RouterKind, delay: Duration) -> anyhow::Result<(World, Host, Host)> {
     let (world, a, b) = homes_behind(kind, delay)?;
-    let address = world.address.clone();
-    world.done(&b, "nas", &["init", &address])?;
-    world.done(&a, "laptop", &["init", &address])?;
-    let ticket = world.done(&b, "nas", &["invite", "--once", "--name", "laptop"])?;
-    world.done(&a, "laptop", &["trust", &ticket, "--as", "nas"])?;
+    befriend(&world, &a, &b)?;
     Ok((world, a, b))
+}
+
+/// Sets up `laptop` on `a` and `nas` on `b`.
+pub(crate) fn befriend(world: &World, a: &Host, b: &Host) -> anyhow::Result<()> {
+    let address = world.address.clone();
+    world.done(b, "nas", &["init", &address])?;
+    world.done(a, "laptop", &["init", &address])?;
+    let ticket = world.done(b, "nas", &["invite", "--once", "--name", "laptop"])?;
+    world.done(a, "laptop", &["trust", &ticket, "--as", "nas"])?;
+    Ok(())
 }
 
 /// Starts a listener of `nas` and waits until it is registered.

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use peer::bench::Bencher;
 use peer::daemon::Access;
-use peer::forward::{Listeners, Observer, Rules, serve};
+use peer::forward::{Listeners, Notice, Observer, Rules, serve};
 use peer::service::{Answer, Cause, Exchange, Request};
 use peer::{IntroductionPolicy, InviteSecret, PeerId};
 
@@ -27,19 +28,29 @@ const MOST_IDS: usize = 256;
 pub(super) type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// Who may have what.
-pub(super) type Rulebook = Arc<[(Vec<Who>, Rules)]>;
+pub(super) type Grants = Arc<[Grant]>;
+
+/// What some peers may have.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) to: Vec<Who>,
+    pub(super) rules: Rules,
+    /// Whether they may measure what a session carries.
+    pub(super) bench: bool,
+}
 
 /// Answers requests by what the person wants. What is known of peers is read again whenever its file has changed.
 #[derive(Debug)]
 pub(super) struct Gate {
     home: Option<Home>,
-    rules: RwLock<Rulebook>,
+    grants: RwLock<Grants>,
     /// Those of `--allow`; nobody else is let in unless the list is empty.
     allowed: Vec<PeerId>,
     /// Whether there is something for whoever comes.
     anyone: bool,
     known: Mutex<(Stamp, Arc<Peers>)>,
     listeners: Listeners,
+    bencher: Bencher,
     observer: Observer,
     report: Report,
 }
@@ -47,7 +58,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(
         home: Option<Home>,
-        rules: Vec<(Vec<Who>, Rules)>,
+        grants: Vec<Grant>,
         allowed: Vec<PeerId>,
         anyone: bool,
         report: &Report,
@@ -60,11 +71,12 @@ impl Gate {
         let known = Mutex::new((stamp, Arc::new(peers)));
         Ok(Self {
             home,
-            rules: RwLock::new(rules.into()),
+            grants: RwLock::new(grants.into()),
             allowed,
             anyone,
             known,
             listeners: Listeners::default(),
+            bencher: Bencher::default(),
             observer: listen::observer(report),
             report: report.clone(),
         })
@@ -76,18 +88,22 @@ impl Gate {
     }
 
     /// What is given to whom from now on.
-    pub(super) fn set_rules(&self, rules: Vec<(Vec<Who>, Rules)>) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules.into();
+    pub(super) fn set_grants(&self, grants: Vec<Grant>) {
+        *self.grants.write().unwrap_or_else(PoisonError::into_inner) = grants.into();
     }
 
     /// What is given to whom.
-    pub(super) fn all_rules(&self) -> Rulebook {
-        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn grants(&self) -> Grants {
+        self.grants.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a request is for something that is given here, or for nothing more than an answer.
     pub(super) fn takes(&self, peer: PeerId, request: &Request) -> bool {
-        matches!(request, Request::Ping | Request::Invite(_)) || self.rules(peer).names(request)
+        match request {
+            Request::Ping | Request::Invite(_) => true,
+            Request::Bench(_) => self.may_bench(peer),
+            request => self.rules(peer).names(request),
+        }
     }
 
     /// What is known now.
@@ -110,8 +126,8 @@ impl Gate {
             return IntroductionPolicy::Only(self.allowed.clone());
         }
         let peers = self.peers();
-        let rules = self.all_rules();
-        let whos: Vec<&Who> = rules.iter().flat_map(|(whos, _)| whos).collect();
+        let grants = self.grants();
+        let whos: Vec<&Who> = grants.iter().flat_map(|grant| &grant.to).collect();
         // Who was invited is not known by id.
         let strangers = whos.contains(&&Who::Anyone) || peers.invites(SystemTime::now()).next().is_some();
         if self.anyone || strangers {
@@ -153,13 +169,17 @@ impl Gate {
     fn rules(&self, peer: PeerId) -> Rules {
         let peers = self.peers();
         let mut all = Rules::default();
-        for (whos, rules) in self.all_rules().iter() {
-            if whos.iter().any(|who| peers.is(peer, who)) {
-                all.forward.extend(rules.forward.iter().cloned());
-                all.listen.extend(rules.listen.iter().cloned());
-            }
+        for grant in self.grants().iter().filter(|grant| grant.to.iter().any(|who| peers.is(peer, who))) {
+            all.forward.extend(grant.rules.forward.iter().cloned());
+            all.listen.extend(grant.rules.listen.iter().cloned());
         }
         all
+    }
+
+    /// Whether that peer may measure what a session carries.
+    fn may_bench(&self, peer: PeerId) -> bool {
+        let peers = self.peers();
+        self.grants().iter().any(|grant| grant.bench && grant.to.iter().any(|who| peers.is(peer, who)))
     }
 
     /// Answers a request, and does what it asks for until it is over.
@@ -174,6 +194,11 @@ impl Gate {
                 if exchange.respond(answer).await.is_ok() {
                     let _ = exchange.send.finish();
                 }
+            }
+            Request::Bench(order) if self.may_bench(peer) => self.bencher.serve(order, exchange).await,
+            Request::Bench(_) => {
+                self.observer.notice(Notice::Denied { peer, what: "measuring".to_owned() });
+                exchange.refuse().await;
             }
             request => serve(request, exchange, &self.rules(peer), &self.listeners, &self.observer).await,
         }

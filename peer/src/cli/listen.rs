@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::connect::follow;
-use super::gate::Gate;
+use super::gate::{Gate, Grant};
 use super::home::config::{Config, Serve};
 use super::home::peers::{Peers, Who};
 use super::report::Report;
@@ -30,11 +30,14 @@ Examples:
       Trusted peers may connect to the web server here, and by SSH to that network.
   peer listen --allow-listen 127.0.0.1:8000-8010
       Trusted peers may have ports here lead to them (peer forward -R).
+  peer listen --bench
+      Trusted peers may measure what a session with this machine carries (peer bench).
   peer listen --serve
       Give what the configuration says, to whom it says:
         [[serve]]
         to = \"trusted\"          # or \"anyone\", an alias, an id, or a list of them
         forward = [\"localhost:22\", \"udp:localhost:53\", \"/run/docker.sock\"]
+        bench = true            # peer bench
 
 Nothing is forwarded that is not named. A pipe, --echo and COMMAND are for whoever knows this
 machine's id, unless --allow names some. Open invitations (peer invite) are taken meanwhile.";
@@ -65,6 +68,9 @@ pub(super) struct ListenArguments {
     /// Listen for them at this address and port, or Unix socket: [udp:]ADDRESS:PORT or /PATH.
     #[arg(long, value_name = "PLACE")]
     allow_listen: Vec<BindPattern>,
+    /// Let trusted peers, or those of --allow, measure what a session with this machine carries (peer bench).
+    #[arg(long)]
+    bench: bool,
     /// Give what the configuration says under [[serve]].
     #[arg(long)]
     serve: bool,
@@ -90,36 +96,39 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
         .iter()
         .map(|name| settings.find(name).map(|found| found.id))
         .collect::<Result<Vec<_>, _>>()?;
-    let forwards =
+    let forwardings =
         arguments.serve || !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty();
+    let measurements = arguments.serve || arguments.bench;
+    let named = arguments.bench || !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty();
     let service = if arguments.echo {
         Some(Service::Echo)
     } else if !arguments.command.is_empty() {
         Some(Service::Command(arguments.command.into(), Arc::new(Semaphore::new(MAX_COMMANDS))))
-    } else if forwards {
+    } else if named || arguments.serve {
         Some(Service::Refuse)
     } else {
         None
     };
-    let mut rules = Vec::new();
-    if !arguments.allow_forward.is_empty() || !arguments.allow_listen.is_empty() {
-        let who = if allowed.is_empty() {
+    let mut grants = Vec::new();
+    if named {
+        let to = if allowed.is_empty() {
             vec![Who::Trusted]
         } else {
             allowed.iter().copied().map(Who::Id).collect()
         };
-        rules.push((who, Rules { forward: arguments.allow_forward, listen: arguments.allow_listen }));
+        let rules = Rules { forward: arguments.allow_forward, listen: arguments.allow_listen };
+        grants.push(Grant { to, rules, bench: arguments.bench });
     }
     if arguments.serve {
-        rules.extend(configured(&settings.config, &settings.peers()?, &report));
-        if rules.is_empty() {
+        grants.extend(configured(&settings.config, &settings.peers()?, &report));
+        if grants.is_empty() {
             report.nothing_served();
         }
     }
     let anyone = allowed.is_empty() && !matches!(service, Some(Service::Refuse));
-    let gate = Arc::new(Gate::new(settings.home.clone(), rules, allowed, anyone, &report)?);
+    let gate = Arc::new(Gate::new(settings.home.clone(), grants, allowed, anyone, &report)?);
     let pipes = !matches!(service, Some(Service::Refuse));
-    let wanted = Wanted { pipes, files: false, forwardings: forwards };
+    let wanted = Wanted { pipes, files: false, forwardings, measurements };
     let access = settings.serving(gate.policy(), wanted, &report, "listen").await?;
     follow_servers(&access, &report, verbose);
     report.listening(access.id(), access.servers().unwrap_or(&settings.servers));
@@ -138,7 +147,7 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
 }
 
 /// What the configuration gives to whom.
-pub(super) fn configured(config: &Config, peers: &Peers, report: &Report) -> Vec<(Vec<Who>, Rules)> {
+pub(super) fn configured(config: &Config, peers: &Peers, report: &Report) -> Vec<Grant> {
     for who in config.serve.iter().flat_map(|serve| &serve.to) {
         // An invitation may yet bring somebody of that name.
         if let Who::Alias(alias) = who
@@ -148,7 +157,8 @@ pub(super) fn configured(config: &Config, peers: &Peers, report: &Report) -> Vec
         }
     }
     let rules = |serve: &Serve| Rules { forward: serve.forward.clone(), listen: serve.listen.clone() };
-    config.serve.iter().map(|serve| (serve.to.clone(), rules(serve))).collect()
+    let grant = |serve: &Serve| Grant { to: serve.to.clone(), rules: rules(serve), bench: serve.bench };
+    config.serve.iter().map(grant).collect()
 }
 
 /// Joins the first session that brings a pipe to standard input and output, and turns others away.

@@ -1,5 +1,6 @@
 //! Arguments, and what every command shares.
 
+mod bench;
 mod connect;
 mod doctor;
 mod explain;
@@ -69,6 +70,8 @@ Examples:
       Send them; again to go on where it was interrupted.
   peer up
       Stay reachable, and have commands share their sessions; `peer status` shows them.
+  peer bench nas
+      Measure how fast it is, where `peer listen --bench` runs.
   peer explain nas
       Say why the path to that peer is direct or relayed.
   peer doctor
@@ -138,6 +141,9 @@ enum Command {
     /// Measure the round trip to a peer, on each path.
     #[command(after_help = ping::EXAMPLES)]
     Ping(ping::PingArguments),
+    /// Measure what a session with a peer carries: goodput, delay under load, loss.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArguments),
     /// Send files and folders to a peer, verified; goes on after any interruption.
     #[command(after_help = send::EXAMPLES)]
     Send(send::SendArguments),
@@ -285,6 +291,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             (command.endpoint.json, ssh_proxy::run(command, arguments.verbose > 0).await)
         }
         Command::Ping(command) => (command.endpoint.json, ping::run(command, arguments.verbose > 0).await),
+        Command::Bench(command) => (command.endpoint.json, bench::run(command).await),
         Command::Listen(command) => {
             (command.endpoint.json, listen::run(command, arguments.verbose > 0).await)
         }

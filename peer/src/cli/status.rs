@@ -83,6 +83,9 @@ fn shown(status: &Status) -> String {
                 });
             }
         }
+        if serves.bench {
+            lines.push(format!("may be measured by {to}"));
+        }
     }
     if serving.serves.is_empty() {
         lines.push("serves nothing".to_owned());

@@ -14,9 +14,9 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::follow;
-use super::gate::{Gate, Stamp, stamp_of};
+use super::gate::{Gate, Grant, Stamp, stamp_of};
 use super::home::config::Config;
-use super::home::peers::{Peers, Who};
+use super::home::peers::Peers;
 use super::report::{self, Report};
 use super::settings::{EndpointArguments, Settings};
 use super::{Failure, follow_servers, interrupted, listen};
@@ -138,7 +138,7 @@ impl Served {
     fn new(settings: &Settings, report: &Report) -> Result<Self, Failure> {
         let config = settings.home.as_ref().map(|home| home.config.clone());
         let stamp = config.as_deref().and_then(stamp_of);
-        let rules = listen::configured(&settings.config, &settings.peers()?, report);
+        let grants = listen::configured(&settings.config, &settings.peers()?, report);
         let tally = Arc::<Mutex<Tally>>::default();
         let (counted, told) = (tally.clone(), report.clone());
         let observer = Observer::new(move |notice: Notice| {
@@ -149,7 +149,7 @@ impl Served {
             }
             told.forwarding(&notice);
         });
-        let gate = Gate::new(settings.home.clone(), rules, Vec::new(), false, report)?.observed(observer);
+        let gate = Gate::new(settings.home.clone(), grants, Vec::new(), false, report)?.observed(observer);
         Ok(Self {
             gate,
             report: report.clone(),
@@ -183,7 +183,7 @@ impl Served {
         }
     }
 
-    fn read(&self) -> Result<Vec<(Vec<Who>, Rules)>, String> {
+    fn read(&self) -> Result<Vec<Grant>, String> {
         let Some(path) = &self.config else { return Ok(Vec::new()) };
         *lock(&self.stamp) = stamp_of(path);
         let config = Config::load(path).map_err(|error| error.to_string())?;
@@ -238,11 +238,12 @@ impl Host for Served {
         let tally = lock(&self.tally);
         let named = tally.refused.iter().map(|(peer, count)| (self.gate.name(*peer), *count));
         let others = (tally.refused_others > 0).then(|| (OTHERS.to_owned(), tally.refused_others));
-        let serves = self.gate.all_rules();
-        let serves = serves.iter().map(|(whos, rules)| ServesStatus {
-            to: whos.iter().map(ToString::to_string).collect(),
-            forward: rules.forward.iter().map(ToString::to_string).collect(),
-            listen: rules.listen.iter().map(ToString::to_string).collect(),
+        let grants = self.gate.grants();
+        let serves = grants.iter().map(|grant| ServesStatus {
+            to: grant.to.iter().map(ToString::to_string).collect(),
+            forward: grant.rules.forward.iter().map(ToString::to_string).collect(),
+            listen: grant.rules.listen.iter().map(ToString::to_string).collect(),
+            bench: grant.bench,
         });
         ServingStatus {
             serves: serves.collect(),
@@ -253,9 +254,9 @@ impl Host for Served {
     }
 
     fn reload(&self) -> Result<(), String> {
-        let outcome = self.read().map(|rules| {
-            let count = rules.len();
-            self.gate.set_rules(rules);
+        let outcome = self.read().map(|grants| {
+            let count = grants.len();
+            self.gate.set_grants(grants);
             count
         });
         lock(&self.tally).problem = outcome.as_ref().err().cloned();

@@ -140,6 +140,8 @@ pub struct Wanted {
     pub files: bool,
     /// Forwardings that the daemon itself does not allow.
     pub forwardings: bool,
+    /// Measurements of what a session carries.
+    pub measurements: bool,
 }
 
 /// What the daemon says.

@@ -328,6 +328,7 @@ impl<H: Host> Sessions<H> {
                 let wants = |wanted: &Wanted| match request {
                     Request::Files => wanted.files,
                     Request::Connect(_) | Request::Listen(_) => wanted.forwardings,
+                    Request::Bench(_) => wanted.measurements,
                     _ => false,
                 };
                 let server = match self.host.takes(peer, &request) {

@@ -135,4 +135,6 @@ pub struct ServesStatus {
     pub forward: Vec<String>,
     /// Where they may have us listen.
     pub listen: Vec<String>,
+    /// Whether they may measure what a session carries.
+    pub bench: bool,
 }

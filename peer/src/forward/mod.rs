@@ -97,7 +97,8 @@ impl Observer {
         Self(Arc::new(tell))
     }
 
-    fn notice(&self, notice: Notice) {
+    /// Tells of it.
+    pub fn notice(&self, notice: Notice) {
         (self.0)(notice);
     }
 }

@@ -15,6 +15,7 @@ pub(crate) use hub::{Header, read_answer, read_header};
 use rendezvous_wire::InviteSecret;
 use serde::{Deserialize, Serialize};
 
+use crate::bench::Order;
 use crate::forward::{Bind, Target};
 
 /// First byte of a stream: a plain pipe. It makes the stream visible to the other side before there is data, so that either side may
@@ -57,6 +58,8 @@ pub enum Request {
     /// Keep this session for as long as this stream is open: several commands of ours share it. Accepted by a daemon, which gives in this
     /// one session all that its side has to give.
     Hold,
+    /// Let yourself be measured, see [`bench`](crate::bench).
+    Bench(Order),
 }
 
 /// What becomes of a [`Request`].
@@ -229,6 +232,7 @@ mod tests {
             Request::Connection { listener: u64::MAX >> 2 },
             Request::Files,
             Request::Hold,
+            Request::Bench(Order::Give { millis: u32::MAX }),
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);

@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::content::{Data, group_value};
-use super::tree::{GROUP, GroupValue, Tree, group_length};
+use super::tree::{GROUP, GroupHasher, GroupValue, Tree, group_length};
 
 /// Groups that are on this side's disk, ascending.
 pub(crate) type Known = VecDeque<(u64, GroupValue)>;
@@ -59,14 +58,14 @@ pub(crate) struct Arrival {
     size: u64,
     cursor: u64,
     tree: Tree,
-    /// Where the present group has data so far.
-    data: Data,
+    /// Of the present group, once there is some of it.
+    hasher: Option<GroupHasher>,
     known: Known,
 }
 
 impl Arrival {
     pub(crate) fn new(size: u64, known: Known) -> Self {
-        Self { size, cursor: 0, tree: Tree::default(), data: Data::new(), known }
+        Self { size, cursor: 0, tree: Tree::default(), hasher: None, known }
     }
 
     /// The present group: number, first byte, and the byte after its last.
@@ -81,68 +80,57 @@ impl Arrival {
         if length > self.size - self.cursor { Err(ArrivalError::Beyond) } else { Ok(()) }
     }
 
-    /// The next bytes. `buffer` holds the present group's, at least a group long, the same in all calls.
+    /// The next bytes.
     pub(crate) fn content<S: Sink>(
         &mut self,
         mut bytes: &[u8],
-        buffer: &mut [u8],
         sink: &mut S,
     ) -> Result<(), TakeError<S::Error>> {
         self.check(bytes.len() as u64)?;
         while !bytes.is_empty() {
             let (_, place) = self.group();
-            let at = (self.cursor - place.start) as usize;
             let (now, later) = bytes.split_at(bytes.len().min((place.end - self.cursor) as usize));
-            buffer[at..at + now.len()].copy_from_slice(now);
-            match self.data.last_mut() {
-                Some(last) if last.end == at => last.end += now.len(),
-                _ => self.data.push(at..at + now.len()),
-            }
-            self.cursor += now.len() as u64;
-            if self.cursor == place.end {
-                self.close_group(place.start, buffer, sink)?;
-            }
+            self.hash(|hasher| hasher.update(now));
+            sink.write(self.cursor, now).map_err(TakeError::Sink)?;
+            self.advance(now.len() as u64);
             bytes = later;
         }
         Ok(())
     }
 
     /// The next bytes are a hole.
-    pub(crate) fn hole<S: Sink>(
-        &mut self,
-        length: u64,
-        buffer: &[u8],
-        sink: &mut S,
-    ) -> Result<(), TakeError<S::Error>> {
+    pub(crate) fn hole<S: Sink>(&mut self, length: u64, sink: &mut S) -> Result<(), TakeError<S::Error>> {
         self.check(length)?;
         sink.hole(self.cursor, length).map_err(TakeError::Sink)?;
         let end = self.cursor + length;
         while self.cursor < end {
             let (_, place) = self.group();
-            self.cursor = place.end.min(end);
-            if self.cursor == place.end {
-                self.close_group(place.start, buffer, sink)?;
-            }
+            let step = place.end.min(end) - self.cursor;
+            self.hash(|hasher| hasher.update_zeros(step));
+            self.advance(step);
         }
         Ok(())
     }
 
-    fn close_group<S: Sink>(
-        &mut self,
-        start: u64,
-        buffer: &[u8],
-        sink: &mut S,
-    ) -> Result<(), TakeError<S::Error>> {
-        let group = start / GROUP;
-        self.tree.push(group_value(self.size, group, buffer, &self.data));
-        for range in self.data.drain(..) {
-            sink.write(start + range.start as u64, &buffer[range]).map_err(TakeError::Sink)?;
+    fn hash(&mut self, update: impl FnOnce(&mut GroupHasher)) {
+        let (size, group) = (self.size, self.cursor / GROUP);
+        update(self.hasher.get_or_insert_with(|| GroupHasher::new(size, group)));
+    }
+
+    /// So much more of the present group, and not beyond it, has been hashed.
+    fn advance(&mut self, length: u64) {
+        let (group, place) = self.group();
+        self.cursor += length;
+        if self.cursor < place.end {
+            return;
+        }
+        if let Some(hasher) = self.hasher.take() {
+            self.tree.push(hasher.finish());
         }
         // What is known of a group that came all the same is of no use.
         while self.known.front().is_some_and(|(known, _)| *known <= group) {
             self.known.pop_front();
         }
-        Ok(())
     }
 
     /// The next groups are those that are known. How many bytes that is.
@@ -167,7 +155,7 @@ impl Arrival {
             return Err(ArrivalError::Short);
         }
         if self.size == 0 {
-            self.tree.push(group_value(0, 0, &[], &[]));
+            self.tree.push(GroupHasher::new(0, 0).finish());
         }
         if self.tree.finish() == Some(hash) { Ok(()) } else { Err(ArrivalError::Hash) }
     }

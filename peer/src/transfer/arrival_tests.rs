@@ -4,8 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
 use super::arrival::{Arrival, ArrivalError, Known, Sink, TakeError};
-use super::content::group_value;
-use super::tree::{GROUP, group_length, groups};
+use super::tree::{GROUP, GroupHasher, group_length, groups};
 
 /// A disk in memory that knows what must not be written.
 struct Memory(Vec<u8>);
@@ -53,14 +52,14 @@ fn whatever_the_pieces_the_file_is_the_same() {
         for group in 0..groups(size) {
             let range = (group * GROUP) as usize..(group * GROUP + group_length(size, group)) as usize;
             if size > GROUP && random.random_bool(0.5) {
-                let all = std::slice::from_ref(&(0..range.len())).to_vec();
-                known.push_back((group, group_value(size, group, &content[range], &all)));
+                let mut hasher = GroupHasher::new(size, group);
+                hasher.update(&content[range]);
+                known.push_back((group, hasher.finish()));
             } else {
                 random.fill_bytes(&mut disk.0[range]);
             }
         }
         let mut arrival = Arrival::new(size, known.clone());
-        let mut buffer = vec![0xaa; GROUP as usize];
         let mut at = 0_usize;
         while at < content.len() {
             let group = at as u64 / GROUP;
@@ -74,11 +73,11 @@ fn whatever_the_pieces_the_file_is_the_same() {
             let zeros = content[at..end].iter().take_while(|byte| **byte == 0).count();
             if zeros > 0 && random.random_bool(0.7) {
                 let count = random.random_range(1..=zeros);
-                arrival.hole(count as u64, &buffer, &mut disk).unwrap();
+                arrival.hole(count as u64, &mut disk).unwrap();
                 at += count;
             } else {
                 let count = random.random_range(1..=end - at);
-                arrival.content(&content[at..at + count], &mut buffer, &mut disk).unwrap();
+                arrival.content(&content[at..at + count], &mut disk).unwrap();
                 at += count;
             }
         }
@@ -90,17 +89,16 @@ fn whatever_the_pieces_the_file_is_the_same() {
 
 #[test]
 fn what_breaks_the_rules_is_found() {
-    let mut buffer = vec![0; GROUP as usize];
     let mut disk = Memory(vec![0; 100]);
     let mut arrival = Arrival::new(100, Known::new());
-    assert_eq!(rules(&arrival.content(&[1; 101], &mut buffer, &mut disk).unwrap_err()), ArrivalError::Beyond);
-    assert_eq!(rules(&arrival.hole(u64::MAX, &buffer, &mut disk).unwrap_err()), ArrivalError::Beyond);
-    arrival.content(&[1; 99], &mut buffer, &mut disk).unwrap();
-    assert_eq!(rules(&arrival.hole(2, &buffer, &mut disk).unwrap_err()), ArrivalError::Beyond);
+    assert_eq!(rules(&arrival.content(&[1; 101], &mut disk).unwrap_err()), ArrivalError::Beyond);
+    assert_eq!(rules(&arrival.hole(u64::MAX, &mut disk).unwrap_err()), ArrivalError::Beyond);
+    arrival.content(&[1; 99], &mut disk).unwrap();
+    assert_eq!(rules(&arrival.hole(2, &mut disk).unwrap_err()), ArrivalError::Beyond);
     assert_eq!(arrival.skip(1), Err(ArrivalError::Unknown));
     assert_eq!(arrival.end([0; 32]), Err(ArrivalError::Short));
     let mut arrival = Arrival::new(3, Known::new());
-    arrival.content(b"abc", &mut buffer, &mut disk).unwrap();
+    arrival.content(b"abc", &mut disk).unwrap();
     assert_eq!(arrival.end(*blake3::hash(b"abd").as_bytes()), Err(ArrivalError::Hash));
     assert_eq!(Arrival::new(0, Known::new()).end(*blake3::hash(b"").as_bytes()), Ok(()));
 }
@@ -109,18 +107,17 @@ fn what_breaks_the_rules_is_found() {
 #[test]
 fn groups_that_are_not_known_cannot_be_left_out() {
     let size = 3 * GROUP;
-    let mut buffer = vec![0; GROUP as usize];
     let mut disk = Memory(vec![0; size as usize]);
     let known = || Known::from([(1, [7; 32])]);
     assert_eq!(Arrival::new(size, known()).skip(1), Err(ArrivalError::Unknown));
     let mut arrival = Arrival::new(size, known());
-    arrival.hole(GROUP + 1, &buffer, &mut disk).unwrap();
+    arrival.hole(GROUP + 1, &mut disk).unwrap();
     assert_eq!(arrival.skip(1), Err(ArrivalError::Unknown));
     let mut arrival = Arrival::new(size, known());
-    arrival.hole(GROUP, &buffer, &mut disk).unwrap();
+    arrival.hole(GROUP, &mut disk).unwrap();
     assert_eq!(arrival.skip(1), Ok(GROUP));
     assert_eq!(arrival.skip(1), Err(ArrivalError::Unknown));
     // A value that is not the content's makes another file of it.
-    arrival.content(&vec![0; GROUP as usize], &mut buffer, &mut disk).unwrap();
+    arrival.content(&vec![0; GROUP as usize], &mut disk).unwrap();
     assert_eq!(arrival.end(*blake3::hash(&disk.0).as_bytes()), Err(ArrivalError::Hash));
 }

@@ -30,6 +30,7 @@
 //! queues.
 
 mod arrival;
+mod blocks;
 mod content;
 mod folders;
 mod manifest;
@@ -50,7 +51,7 @@ mod arrival_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
-mod transfer_tests;
+pub(crate) mod transfer_tests;
 
 pub use arrival::ArrivalError;
 pub use manifest::{Entry, Kind, MAX_ENTRIES, Manifest, ManifestError, Modified};

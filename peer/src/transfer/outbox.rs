@@ -1,26 +1,25 @@
-//! Frames in large blocks that are used again once nobody holds them any more.
-
-use std::collections::VecDeque;
-use std::ops::Range;
+//! Frames in large blocks.
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::blocks::Blocks;
+use super::content::STEP;
 use super::message::{FromSender, HEADER, MAX_MESSAGE, content_header, encode};
 use super::tree::GROUP;
 
-/// Room for a group with its header and for a message.
-const BLOCK: usize = GROUP as usize + HEADER + MAX_MESSAGE + HEADER;
-
 /// A block with more than this in it leaves.
-const ENOUGH: usize = 256 << 10;
+const ENOUGH: usize = 2 * STEP;
+
+/// Room for that, and for what comes next with its header.
+const BLOCK: usize = ENOUGH + HEADER + MAX_MESSAGE + HEADER + STEP;
 
 /// A message about a hole or about groups left out is shorter.
 const MAX_PENDING: usize = 32;
 
-/// Blocks that are remembered; quinn holds a send window of them.
-const POOL: usize = 80;
+/// Blocks that are remembered; quinn holds a send window of them, 32 MiB.
+const POOL: usize = (32 << 20) / ENOUGH + 8;
 
 /// Nobody takes what leaves.
 #[derive(Debug)]
@@ -33,8 +32,7 @@ pub(crate) struct Outbox {
     used: usize,
     /// Where the room begins that was given last.
     room: usize,
-    /// Blocks that are on their way, oldest first.
-    away: VecDeque<Bytes>,
+    pool: Blocks,
     /// A hole, or groups left out, that may yet grow.
     hole: u64,
     skipped: u64,
@@ -44,12 +42,13 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new(blocks: mpsc::Sender<Bytes>) -> Self {
+        let mut pool = Blocks::new(BLOCK, POOL);
         Self {
             blocks,
-            block: BytesMut::zeroed(BLOCK),
+            block: pool.take(),
             used: 0,
             room: 0,
-            away: VecDeque::new(),
+            pool,
             hole: 0,
             skipped: 0,
             encoded: Vec::new(),
@@ -63,7 +62,7 @@ impl Outbox {
         &mut self.scratch
     }
 
-    /// Where the next `length` bytes, at most a group, may be read to, for [`content_in_place`](Self::content_in_place).
+    /// Where the next `length` bytes, at most [`STEP`], may be read to, for [`content`](Self::content).
     pub(crate) fn room(&mut self, length: usize) -> Result<&mut [u8], Gone> {
         // What is still to be said comes first.
         let pending = if self.hole > 0 || self.skipped > 0 { MAX_PENDING } else { 0 };
@@ -75,7 +74,7 @@ impl Outbox {
     }
 
     /// The first `length` bytes of the room leave.
-    pub(crate) fn content_in_place(&mut self, length: usize) -> Result<(), Gone> {
+    pub(crate) fn content(&mut self, length: usize) -> Result<(), Gone> {
         let start = self.room;
         self.say_pending()?;
         let to = self.used + HEADER;
@@ -84,24 +83,6 @@ impl Outbox {
         }
         self.block[self.used..to].copy_from_slice(&content_header(length));
         self.used = to + length;
-        self.leave()
-    }
-
-    /// Content of the room with holes in between leaves; `length` with the holes.
-    pub(crate) fn content_with_holes(&mut self, length: usize, data: &[Range<usize>]) -> Result<(), Gone> {
-        let start = self.room;
-        let group = self.block[start..start + length].to_vec();
-        let mut at = 0;
-        for range in data {
-            self.hole((range.start - at) as u64)?;
-            self.say_pending()?;
-            let to = self.make_room(HEADER + range.len())? + HEADER;
-            self.block[self.used..to].copy_from_slice(&content_header(range.len()));
-            self.block[to..to + range.len()].copy_from_slice(&group[range.clone()]);
-            self.used = to + range.len();
-            at = range.end;
-        }
-        self.hole((length - at) as u64)?;
         self.leave()
     }
 
@@ -171,23 +152,10 @@ impl Outbox {
         if self.used == 0 {
             return Ok(());
         }
-        let full = std::mem::take(&mut self.block).freeze();
-        let leaving = full.slice(..self.used);
+        let full = std::mem::take(&mut self.block);
+        let leaving = self.pool.give(full, self.used);
         self.used = 0;
-        self.away.push_back(full);
-        self.block = self.next_block();
+        self.block = self.pool.take();
         self.blocks.blocking_send(leaving).map_err(|_| Gone)
-    }
-
-    fn next_block(&mut self) -> BytesMut {
-        if let Some(oldest) = self.away.pop_front() {
-            match oldest.try_into_mut() {
-                Ok(free) if free.len() == BLOCK => return free,
-                Ok(_) => {}
-                Err(held) if self.away.len() < POOL => self.away.push_front(held),
-                Err(_) => {}
-            }
-        }
-        BytesMut::zeroed(BLOCK)
     }
 }

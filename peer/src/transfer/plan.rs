@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::arrival::Known;
-use super::content::{Groups, file_hash, group_value};
+use super::content::{Groups, file_hash};
 use super::folders::{Folders, open_existing};
 use super::manifest::{Kind, Manifest};
 use super::message::{MAX_VALUES, ToSender};
@@ -196,8 +196,8 @@ impl Planner {
             if reader.data(group)?.is_empty() {
                 continue;
             }
-            let Some(data) = reader.load(group, &mut self.buffer)? else { break };
-            known.push_back((group, group_value(size, group, &self.buffer, &data)));
+            let Some((_, value)) = reader.load(group, &mut self.buffer)? else { break };
+            known.push_back((group, value));
         }
         Ok(known)
     }

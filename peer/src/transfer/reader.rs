@@ -9,14 +9,14 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
-use super::content::{Data, Groups, file_hash, group_value};
+use super::content::{Groups, STEP, file_hash};
 use super::folders::{Folders, Top};
 use super::manifest::{Kind, Modified};
 use super::message::{FileProblem, FromSender};
 use super::outbox::{Gone, Outbox};
 use super::progress::Progress;
 use super::source::Source;
-use super::tree::{GROUP, GroupValue, Tree, group_length, groups};
+use super::tree::{GROUP, GroupHasher, GroupValue, Tree, group_length, groups};
 
 /// How often a file that changes while it is read is begun again.
 const ATTEMPTS: usize = 5;
@@ -203,18 +203,21 @@ impl Reader {
         let mut tree = Tree::default();
         let mut known = known.iter().peekable();
         for group in 0..groups(size) {
-            let room = self.outbox.room(group_length(size, group) as usize)?;
-            let Some(data) = reader.load(group, room)? else { return Ok(Read::Changed) };
-            let value = group_value(size, group, room, &data);
-            tree.push(value);
             let length = group_length(size, group);
             while known.next_if(|(number, _)| *number < group).is_some() {}
-            if length > 0 && known.next_if(|(number, other)| (*number, *other) == (group, value)).is_some() {
-                self.outbox.skip()?;
-                self.progress.passed(length);
-            } else {
-                self.send_group(length, &data)?;
+            if let Some((_, theirs)) = known.next_if(|(number, _)| length > 0 && *number == group) {
+                let Some((_, value)) = reader.load(group, self.outbox.scratch())? else {
+                    return Ok(Read::Changed);
+                };
+                if value == *theirs {
+                    tree.push(value);
+                    self.outbox.skip()?;
+                    self.progress.passed(length);
+                    continue;
+                }
             }
+            let Some(value) = self.send_group(&mut reader, size, group)? else { return Ok(Read::Changed) };
+            tree.push(value);
         }
         let Some(hash) = tree.finish() else { return Ok(Read::Changed) };
         if Version::of(&file)? != version {
@@ -224,20 +227,43 @@ impl Reader {
         Ok(Read::Sent)
     }
 
-    /// What was loaded into the outbox's room, as content and holes.
-    fn send_group(&mut self, length: u64, data: &Data) -> Result<(), Gone> {
-        let carried: usize = data.iter().map(ExactSizeIterator::len).sum();
-        if carried as u64 == length && data.len() == 1 {
-            self.outbox.content_in_place(carried)?;
-        } else if !data.is_empty() {
-            self.outbox.content_with_holes(length as usize, data)?;
-        } else if length > 0 {
-            self.outbox.hole(length)?;
+    /// One group as content and holes, and its value; `None`: the file is shorter than it was.
+    fn send_group(
+        &mut self,
+        reader: &mut Groups<'_>,
+        size: u64,
+        group: u64,
+    ) -> Result<Option<GroupValue>, Stop> {
+        let (start, length) = (group * GROUP, group_length(size, group));
+        let mut hasher = GroupHasher::new(size, group);
+        let mut at = 0;
+        for range in reader.data(group)? {
+            self.send_hole(&mut hasher, (range.start - at) as u64)?;
+            at = range.start;
+            while at < range.end {
+                let room = self.outbox.room((range.end - at).min(STEP))?;
+                if !reader.read(start + at as u64, room)? {
+                    return Ok(None);
+                }
+                hasher.update(room);
+                let count = room.len();
+                self.outbox.content(count)?;
+                self.progress.carried(count as u64);
+                at += count;
+            }
         }
-        self.progress.carried(carried as u64);
-        self.progress.passed(length - carried as u64);
+        self.send_hole(&mut hasher, length - at as u64)?;
+        Ok(Some(hasher.finish()))
+    }
+
+    fn send_hole(&mut self, hasher: &mut GroupHasher, length: u64) -> Result<(), Gone> {
+        if length > 0 {
+            hasher.update_zeros(length);
+            self.outbox.hole(length)?;
+            self.progress.passed(length);
+        }
         Ok(())
     }
 }
 
-const _: () = assert!(GROUP as usize <= super::message::MAX_CONTENT);
+const _: () = assert!(STEP <= super::message::MAX_CONTENT);

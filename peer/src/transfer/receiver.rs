@@ -14,6 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 use super::arrival::ArrivalError;
+use super::blocks::Blocks;
 use super::folders::{Folders, Top, open_root};
 use super::manifest::{Kind, MAX_ENTRIES, Manifest, ManifestBuilder, ManifestError};
 use super::message::{
@@ -23,19 +24,16 @@ use super::message::{
 use super::plan::{Asked, Planned, Planner};
 use super::progress::Progress;
 use super::store::{self, StoreError};
-use super::writer::{Outcome, Pieces, TakingError, Writer};
+use super::writer::{Outcome, TakingError, Writer};
 
-/// Gathered reads that wait for the disk.
-const PIECES: usize = 8;
+/// Blocks that wait for the disk.
+const BLOCKS: usize = 8;
 
 /// Bytes that are worth waking the disk's thread for: waking it for every read costs switches where both share a processor.
-const GATHER: usize = 256 << 10;
+const BLOCK: usize = 256 << 10;
 
 /// How long less than that waits for more.
 const MOMENT: Duration = Duration::from_millis(5);
-
-/// Pieces, each from one datagram, in one read.
-const READ: usize = 64;
 
 /// Answers and questions that wait for the network.
 const ANSWERS: usize = 64;
@@ -201,9 +199,9 @@ pub async fn receive(
         }
     };
     progress.begin(manifest.files(), manifest.bytes());
-    let (pieces_in, pieces) = mpsc::channel(PIECES);
+    let (blocks_in, blocks) = mpsc::channel(BLOCKS);
     let mut pump = JoinSet::new();
-    pump.spawn(pour(receive, pieces_in));
+    pump.spawn(pour(receive, blocks_in));
     let outcome = async {
         let root = open_root(folder).map_err(|source| {
             let path = folder.display().to_string();
@@ -212,7 +210,7 @@ pub async fn receive(
         let take = Take { manifest: manifest.clone(), root: Arc::new(root), questions: answers.clone() };
         // Fails only when the session has, which the writer finds out.
         let _ = answers.send(ToSender::Accepted).await;
-        take.all(pieces, consent, progress).await
+        take.all(blocks, consent, progress).await
     };
     let outcome = outcome.await;
     let word = match &outcome {
@@ -305,36 +303,36 @@ async fn answer(mut send: SendStream, mut answers: mpsc::Receiver<ToSender>) {
     }
 }
 
-/// Reads as fast as the disk takes; wakes it for a good deal at once, or after a moment.
-async fn pour(mut receive: RecvStream, pieces: mpsc::Sender<Pieces>) {
+/// Reads as fast as the disk takes; wakes it for a good deal at once, or after a moment. Copies: what QUIC gives are pieces of a datagram each, too small to
+/// hash and to write.
+async fn pour(mut receive: RecvStream, blocks: mpsc::Sender<Bytes>) {
     let moment = tokio::time::sleep(MOMENT);
     tokio::pin!(moment);
-    let (mut gathered, mut length) = (Pieces::new(), 0);
-    loop {
-        let mut read = [const { Bytes::new() }; READ];
-        tokio::select! {
-            biased;
-            count = receive.read_chunks(&mut read) => {
-                let Ok(Some(count)) = count else {
-                    // The writer finds out that this is the end, and whether it is the right one.
-                    let _ = pieces.send(gathered).await;
-                    return;
-                };
-                if gathered.is_empty() {
-                    moment.as_mut().reset(Instant::now() + MOMENT);
+    // Those that wait, the one that is filled, and the one that is written.
+    let mut pool = Blocks::new(BLOCK, BLOCKS + 2);
+    let mut over = false;
+    while !over {
+        let (mut block, mut used) = (pool.take(), 0);
+        while used < BLOCK {
+            tokio::select! {
+                biased;
+                read = receive.read(&mut block[used..]) => {
+                    let Ok(Some(count)) = read else {
+                        // The writer finds out that this is the end, and whether it is the right one.
+                        over = true;
+                        break;
+                    };
+                    if used == 0 {
+                        moment.as_mut().reset(Instant::now() + MOMENT);
+                    }
+                    used += count;
                 }
-                length += read[..count].iter().map(Bytes::len).sum::<usize>();
-                gathered.extend(read.iter_mut().take(count).map(std::mem::take));
-                if length < GATHER {
-                    continue;
-                }
+                () = &mut moment, if used > 0 => break,
             }
-            () = &mut moment, if !gathered.is_empty() => {}
         }
-        if pieces.send(std::mem::take(&mut gathered)).await.is_err() {
+        if used > 0 && blocks.send(pool.give(block, used)).await.is_err() {
             return;
         }
-        length = 0;
     }
 }
 
@@ -357,12 +355,12 @@ struct Take {
 impl Take {
     async fn all(
         &self,
-        pieces: mpsc::Receiver<Pieces>,
+        blocks: mpsc::Receiver<Bytes>,
         consent: &mut impl Consent,
         progress: &Arc<Progress>,
     ) -> Result<Outcome, ReceiveError> {
         let folders = Folders::new(self.manifest.clone(), Top::Folder(self.root.clone()));
-        let writer = Writer::new(self.manifest.clone(), folders, pieces, progress.clone());
+        let writer = Writer::new(self.manifest.clone(), folders, blocks, progress.clone());
         let (mut writer, planned) = self.first_round(writer).await?;
         let mut conflicts = planned.conflicts;
         conflicts.append(&mut writer.outcome.conflicts);

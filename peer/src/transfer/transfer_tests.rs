@@ -20,14 +20,14 @@ use super::tree::GROUP;
 use super::*;
 
 /// Two connected QUIC endpoints.
-pub(super) struct Line {
+pub(crate) struct Line {
     _endpoints: [quinn::Endpoint; 2],
-    pub(super) near: Connection,
-    pub(super) far: Connection,
+    pub(crate) near: Connection,
+    pub(crate) far: Connection,
 }
 
 impl Line {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let (own, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let server = tls::server_config(&other, Some(own.id()), SESSION_ALPN).unwrap();
         let server = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
@@ -44,7 +44,7 @@ impl Line {
     }
 
     /// One stream, seen from both sides.
-    pub(super) async fn stream(&self) -> ((SendStream, RecvStream), (SendStream, RecvStream)) {
+    pub(crate) async fn stream(&self) -> ((SendStream, RecvStream), (SendStream, RecvStream)) {
         let (mut send, receive) = self.near.open_bi().await.unwrap();
         send.write_all(&[0]).await.unwrap();
         let (far_send, mut far_receive) = self.far.accept_bi().await.unwrap();
@@ -272,6 +272,25 @@ async fn a_part_is_believed_only_where_it_is_right() {
     assert_eq!(done.received.unwrap().received, 1);
     assert!(fs::read(to.path().join("big")).unwrap() == content);
     assert_eq!(done.carried, 10 * GROUP + 5, "two of the twelve groups, and the rest");
+}
+
+/// A group of several pieces of data with holes in between that is here, and wrong: all of its pieces come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_part_of_a_sparse_file_is_made_right() {
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (path, part) = (from.path().join("sparse"), to.path().join("sparse.peer-part"));
+    for (path, wrong) in [(&path, 0), (&part, 1)] {
+        let file = fs::File::create(path).unwrap();
+        file.set_len(4 * GROUP).unwrap();
+        for place in [100_000, 400_000, 900_000] {
+            file.write_all_at(&[7; 9000], GROUP + place).unwrap();
+        }
+        file.write_all_at(&[7 + wrong], GROUP + 400_000).unwrap();
+        file.write_all_at(&[9; 5000], 3 * GROUP).unwrap();
+    }
+    let done = transfer(std::slice::from_ref(&path), to.path(), false).await;
+    assert_eq!(done.received.unwrap().received, 1);
+    assert!(fs::read(to.path().join("sparse")).unwrap() == fs::read(&path).unwrap());
 }
 
 /// A part of a file that has since become another, shorter one.

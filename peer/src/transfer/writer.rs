@@ -17,16 +17,12 @@ use super::message::{Deframer, FileProblem, FrameError, FromSender, Item};
 use super::plan::{Asked, Existing, existing};
 use super::progress::Progress;
 use super::store::{Part, StoreError, timestamps};
-use super::tree::GROUP;
 
 /// Files may be larger than what was consented to by so much in all, and an eighth of it.
 const GROWTH: u64 = 64 << 20;
 
 /// How much of a hole is dealt with before it is asked whether the session still lives.
 const HOLE_STEP: u64 = 64 << 20;
-
-/// What came in one read.
-pub(crate) type Pieces = Vec<Bytes>;
 
 /// Why taking ended early.
 #[derive(Debug)]
@@ -60,11 +56,10 @@ pub(crate) struct Outcome {
 pub(crate) struct Writer {
     manifest: Arc<Manifest>,
     folders: Folders,
-    pieces: mpsc::Receiver<Pieces>,
-    /// Of the pieces that have come; the last one first.
-    waiting: Pieces,
+    blocks: mpsc::Receiver<Bytes>,
+    /// What is left of the one that came last.
+    block: Bytes,
     deframer: Deframer,
-    buffer: Vec<u8>,
     progress: Arc<Progress>,
     /// Bytes by which files may yet be larger than offered.
     growth_left: u64,
@@ -77,7 +72,7 @@ impl Writer {
     pub(crate) fn new(
         manifest: Arc<Manifest>,
         folders: Folders,
-        pieces: mpsc::Receiver<Pieces>,
+        blocks: mpsc::Receiver<Bytes>,
         progress: Arc<Progress>,
     ) -> Self {
         let growth_left = manifest.bytes() / 8 + GROWTH;
@@ -85,10 +80,9 @@ impl Writer {
             growth_left,
             manifest,
             folders,
-            pieces,
-            waiting: Pieces::new(),
+            blocks,
+            block: Bytes::new(),
             deframer: Deframer::default(),
-            buffer: vec![0; GROUP as usize],
             progress,
             outcome: Outcome::default(),
             replace: false,
@@ -116,15 +110,10 @@ impl Writer {
 
     fn item(&mut self) -> Result<Item<FromSender>, TakingError> {
         loop {
-            if let Some(piece) = self.waiting.last_mut() {
-                if let Some(item) = self.deframer.next(piece)? {
-                    return Ok(item);
-                }
-                self.waiting.pop();
-            } else {
-                self.waiting = self.pieces.blocking_recv().ok_or(TakingError::Broken)?;
-                self.waiting.reverse();
+            if let Some(item) = self.deframer.next(&mut self.block)? {
+                return Ok(item);
             }
+            self.block = self.blocks.blocking_recv().ok_or(TakingError::Broken)?;
         }
     }
 
@@ -186,7 +175,7 @@ impl Writer {
                     let length = content.len() as u64;
                     taken
                         .arrival
-                        .content(&content, &mut self.buffer, &mut part)
+                        .content(&content, &mut part)
                         .map_err(|error| self.broken_rule(file, error))?;
                     self.progress.carried(length);
                     taken.counted += length;
@@ -231,11 +220,11 @@ impl Writer {
         taken.arrival.check(length).map_err(|error| TakingError::Arrival(self.manifest.path(file), error))?;
         let mut left = length;
         while left > 0 {
-            if self.pieces.is_closed() && self.pieces.is_empty() {
+            if self.blocks.is_closed() && self.blocks.is_empty() {
                 return Err(TakingError::Broken);
             }
             let step = left.min(HOLE_STEP);
-            let hole = taken.arrival.hole(step, &self.buffer, part);
+            let hole = taken.arrival.hole(step, part);
             hole.map_err(|error| self.broken_rule(file, error))?;
             self.progress.passed(step);
             taken.counted += step;

@@ -27,6 +27,12 @@ struct Arguments {
     /// Bytes of a request, and of its answer.
     #[arg(long, default_value_t = 200)]
     bytes: usize,
+    /// Connections that are open at once, each with a request under way.
+    #[arg(long, default_value_t = 500)]
+    connections: usize,
+    /// Requests of each of them.
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
     /// Fail when the median of what is added is over this, in microseconds.
     #[arg(long)]
     most: Option<u64>,
@@ -128,6 +134,32 @@ fn measure(arguments: &Arguments, ports: &[u16], fresh: bool) -> anyhow::Result<
     Ok(figures)
 }
 
+/// Many connections at once: all have a request under way, and each gets its own bytes back. Requests a second.
+fn many(arguments: &Arguments, port: u16) -> anyhow::Result<f64> {
+    let mut streams =
+        (0..arguments.connections).map(|_| connect(port)).collect::<anyhow::Result<Vec<TcpStream>>>()?;
+    let words = |stream: usize, round: usize| -> Vec<u8> {
+        let own = (stream * arguments.rounds + round).to_le_bytes();
+        own.iter().copied().cycle().take(arguments.bytes).collect()
+    };
+    // Until the last of them has answered they do not all stand.
+    for stream in &mut streams {
+        ask(stream, &mut [1])?;
+    }
+    let start = Instant::now();
+    for round in 0..arguments.rounds {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(&words(number, round))?;
+        }
+        for (number, stream) in streams.iter_mut().enumerate() {
+            let mut heard = vec![0; arguments.bytes];
+            stream.read_exact(&mut heard).with_context(|| format!("connection {number}"))?;
+            ensure!(heard == words(number, round), "connection {number} got another one's bytes");
+        }
+    }
+    Ok((arguments.connections * arguments.rounds) as f64 / start.elapsed().as_secs_f64())
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut world = World::new(1)?;
     let host = world.lab.add_site("a", SiteConfig::new(RouterKind::Public))?.host(0);
@@ -147,6 +179,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         added = figures[2].median() - figures[1].median();
         println!("  peer forward adds {added:.0} to socat");
+    }
+    println!("{} connections at once, {} requests of each", arguments.connections, arguments.rounds);
+    for (name, port) in [("no proxy", port), ("socat", through_socat), ("peer forward", through_us)] {
+        let rate = host.run(|| many(arguments, port))?;
+        println!("  {name:<32} {rate:>7.0} requests/s");
     }
     ensure!(arguments.most.is_none_or(|most| added <= most as f64), "{added:.0} us were added to a request");
     Ok(())

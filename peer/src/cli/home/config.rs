@@ -45,6 +45,9 @@ pub(in crate::cli) struct Serve {
     /// Where they may have us listen.
     #[serde(default, deserialize_with = "texts")]
     pub(in crate::cli) listen: Vec<BindPattern>,
+    /// Whether they may measure what a session with us carries.
+    #[serde(default)]
+    pub(in crate::cli) bench: bool,
 }
 
 /// Why there is no configuration to use.
@@ -219,7 +222,8 @@ mod tests {
         let text = format!(
             "servers = [\"rv://{ID}@vps.example\"]\nkey = \"k.pem\"\nport-mapping = false\n\
              [[serve]]\nto = \"trusted\"\nforward = \"localhost:22\"\n\
-             [[serve]]\nto = [\"nas\", \"{ID}\"]\nlisten = [\"127.0.0.1:8080\", \"udp:*:53\"]\n"
+             [[serve]]\nto = [\"nas\", \"{ID}\"]\nlisten = [\"127.0.0.1:8080\", \"udp:*:53\"]\n\
+             bench = true\n"
         );
         let config = parse(&text).unwrap();
         assert_eq!(config.servers.len(), 1);
@@ -227,6 +231,7 @@ mod tests {
         assert_eq!(config.serve[0].forward.len(), 1);
         assert_eq!(config.serve[1].to.len(), 2);
         assert_eq!(config.serve[1].listen.len(), 2);
+        assert_eq!((config.serve[0].bench, config.serve[1].bench), (false, true));
     }
 
     #[test]
