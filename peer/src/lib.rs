@@ -18,7 +18,7 @@
 //! # }
 //! ```
 //!
-//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one.
+//! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one, [`chat`] lines of text.
 //!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
@@ -43,6 +43,7 @@ mod signalling;
 mod socket;
 mod tunnel;
 
+pub mod chat;
 pub mod doctor;
 pub mod forward;
 pub mod identity;

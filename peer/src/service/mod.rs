@@ -54,6 +54,8 @@ pub enum Request {
     },
     /// Take files; what follows is the transfer's own, see [`transfer`](crate::transfer). Whether they are wanted is said there.
     Files,
+    /// Talk with whoever is there; what follows is the conversation's own, see [`chat`](crate::chat).
+    Chat,
 }
 
 /// What becomes of a [`Request`].
@@ -225,6 +227,7 @@ mod tests {
             Request::Listen("udp:[::1]:53".parse().unwrap()),
             Request::Connection { listener: u64::MAX >> 2 },
             Request::Files,
+            Request::Chat,
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);
