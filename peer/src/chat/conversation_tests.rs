@@ -229,7 +229,8 @@ fn garbage_is_no_frame_and_no_panic() {
     conversation.handle_stream();
     for _ in 0..50_000 {
         let length = random.random_range(0..48);
-        let bytes: Vec<u8> = (0..length).map(|_| random.random::<u8>() >> random.random_range(0..8)).collect();
+        let bytes: Vec<u8> =
+            (0..length).map(|_| random.random::<u8>() >> random.random_range(0..8)).collect();
         if let Ok(frame) = Frame::decode(&bytes) {
             let _ = conversation.handle_frame(frame, Instant::now());
             while conversation.poll_event().is_some() {}

@@ -1,5 +1,6 @@
 //! Arguments, and what every command shares.
 
+mod chat;
 mod connect;
 mod doctor;
 mod explain;
@@ -16,6 +17,7 @@ mod send;
 mod settings;
 mod setup;
 mod ssh_proxy;
+mod style;
 mod transfers;
 
 use std::process::ExitCode;
@@ -138,6 +140,9 @@ enum Command {
     /// Take files and folders from a peer.
     #[command(after_help = receive::EXAMPLES)]
     Receive(receive::ReceiveArguments),
+    /// Talk with whoever sits at a peer, line by line.
+    #[command(after_help = chat::EXAMPLES)]
+    Chat(chat::ChatArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
@@ -259,6 +264,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         }
         Command::Send(command) => (command.endpoint.json, send::run(command).await),
         Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
+        Command::Chat(command) => (command.endpoint.json, chat::run(command, arguments.verbose > 0).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };

@@ -8,6 +8,7 @@ use peer::forward::Notice;
 use peer::service::RequestError;
 use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Session};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::connect::follow;
 use super::home::peers::Alias;
@@ -19,6 +20,8 @@ pub(super) struct Report {
     json: bool,
     /// Words are for those who ask for them.
     quiet: bool,
+    /// Whoever shows words in place of standard error.
+    screen: Option<mpsc::UnboundedSender<(String, String)>>,
     start: Instant,
     /// Where the last paths are kept.
     last: Option<Arc<PathBuf>>,
@@ -53,7 +56,7 @@ fn pair_json(pair: &PairReport) -> Value {
 
 impl Report {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, quiet: false, start: Instant::now(), last: None }
+        Self { json, quiet: false, screen: None, start: Instant::now(), last: None }
     }
 
     /// The same, keeping the last paths there.
@@ -64,6 +67,11 @@ impl Report {
     /// The same, saying nothing in words but errors.
     pub(super) fn quiet(self) -> Self {
         Self { quiet: true, ..self }
+    }
+
+    /// The same, with words, and the names of their events, for somebody else to show. An error that ends a command is not among them.
+    pub(super) fn shown_by(self, screen: mpsc::UnboundedSender<(String, String)>) -> Self {
+        Self { screen: Some(screen), ..self }
     }
 
     /// Something that needs no more than its name and its words.
@@ -80,6 +88,9 @@ impl Report {
             fields["event"] = event.into();
             fields["ms"] = ms(self.start.elapsed()).into();
             eprintln!("{fields}");
+        } else if let (Some(screen), true) = (&self.screen, event != "error") {
+            // Nobody shows anything any more when the command is about to end.
+            let _ = screen.send((event.to_owned(), words.to_owned()));
         } else if !self.quiet || event == "error" {
             eprintln!("peer: {words}");
         }

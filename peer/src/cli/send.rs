@@ -121,30 +121,35 @@ async fn send(
             Err(error) => return Err(error.into()),
         };
         let Some(pause) = patience.pause(Instant::now()) else { return Err(failure) };
-        patience.tell(&failure, found.id, report);
+        patience.tell(&failure, found.id, "peer receive", report);
         tokio::time::sleep(pause).await;
     }
 }
 
 /// How long to go on without getting anywhere.
-struct Patience {
+pub(super) struct Patience {
     limit: Option<Duration>,
     since: Instant,
     told: Option<String>,
 }
 
 impl Patience {
-    fn new(limit: Option<Duration>) -> Self {
+    pub(super) fn new(limit: Option<Duration>) -> Self {
         Self { limit, since: Instant::now(), told: None }
     }
 
     /// Something has been achieved.
-    fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
         self.since = Instant::now();
     }
 
+    /// Whatever was told is told again.
+    pub(super) fn forget(&mut self) {
+        self.told = None;
+    }
+
     /// How long until the next attempt; `None` when there is to be none.
-    fn pause(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn pause(&self, now: Instant) -> Option<Duration> {
         let passed = now.saturating_duration_since(self.since);
         match self.limit {
             Some(limit) if passed >= limit => None,
@@ -153,11 +158,11 @@ impl Patience {
         }
     }
 
-    /// Says why it waits, once for each reason.
-    fn tell(&mut self, failure: &Failure, peer: PeerId, report: &Report) {
+    /// Says why it waits for that peer to run a command, once for each reason.
+    pub(super) fn tell(&mut self, failure: &Failure, peer: PeerId, command: &str, report: &Report) {
         let message = format!("{:#}", failure.error);
         if self.told.as_ref() != Some(&message) {
-            let words = format!("{message}\npeer: waiting for {peer}, where `peer receive` must run");
+            let words = format!("{message}\npeer: waiting for {peer}, where `{command}` must run");
             report.say("waiting", json!({ "message": message, "peer": peer.to_string() }), &words);
             self.told = Some(message);
         }
