@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::env::{CompleteEnv, Shells};
 use rendezvous::{BindError, Server, StartError, TlsPort, Transport, hosts, keyfile};
 use rendezvous_wire::address::ParseAddressError;
 use rendezvous_wire::{DEFAULT_REFLECTION_PORTS, DEFAULT_SIGNALLING_PORT, PeerId, RendezvousAddress};
@@ -45,7 +46,23 @@ enum Command {
     #[command(after_help = EXAMPLES)]
     Serve(Serve),
     /// Print the server's id, making its key if there is none yet.
+    #[command(after_help = "Example:\n  rendezvous id --state-dir state")]
     Id(State),
+    /// Print what a shell needs to complete commands and options.
+    #[command(
+        after_help = "Example:\n  rendezvous completions bash\n      In ~/.bashrc: source <(rendezvous completions bash)"
+    )]
+    Completions {
+        /// The shell.
+        #[arg(value_parser = ["bash", "elvish", "fish", "powershell", "zsh"])]
+        shell: String,
+    },
+    /// Write the man pages.
+    #[command(after_help = "Example:\n  rendezvous man target/man")]
+    Man {
+        /// The folder for them; made when it does not exist.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -112,11 +129,31 @@ impl Arguments {
         match self.command {
             Command::Serve(serve) => serve.run(),
             Command::Id(state) => {
-                println!("{}", keyfile::load_or_create(&state.directory()?)?.id());
+                print(&keyfile::load_or_create(&state.directory()?)?.id().to_string())?;
                 Ok(())
             }
+            Command::Completions { shell } => completions(&shell),
+            Command::Man { folder } => std::fs::create_dir_all(&folder)
+                .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
+                .with_context(|| format!("the pages cannot be written to {}", folder.display())),
         }
     }
+}
+
+/// Set by the scripts when they ask what a word may become.
+const COMPLETE: &str = "RENDEZVOUS_COMPLETE";
+
+/// Answers a script that asks what a word may become, and ends then. Before any thread is started.
+pub(crate) fn complete() {
+    CompleteEnv::with_factory(Arguments::command).var(COMPLETE).complete();
+}
+
+fn completions(shell: &str) -> anyhow::Result<()> {
+    let shells = Shells::builtins();
+    let shell = shells.completer(shell).with_context(|| format!("{shell} is no shell that is known"))?;
+    let mut script = Vec::new();
+    shell.write_registration(COMPLETE, "rendezvous", "rendezvous", "rendezvous", &mut script)?;
+    Ok(io::stdout().write_all(&script)?)
 }
 
 impl State {
@@ -212,7 +249,6 @@ fn parse_tls_port(text: &str) -> Result<TlsPort, String> {
 }
 
 fn usage(message: &str) -> ! {
-    use clap::CommandFactory;
     Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 

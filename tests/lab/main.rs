@@ -8,6 +8,7 @@
 mod benchmarks;
 mod browser;
 mod chaos;
+mod chat;
 mod commands;
 mod dialling;
 mod doctor;
@@ -54,6 +55,7 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads.get_or_insert(4);
     let mut trials = matrix::trials();
     trials.extend(chaos::trials());
+    trials.extend(chat::trials());
     trials.extend(poisoned::trials());
     trials.extend(restart::trials());
     trials.extend(roaming::trials());

@@ -16,10 +16,12 @@ mod report;
 mod send;
 mod settings;
 mod setup;
+mod shell;
 mod ssh_proxy;
 mod style;
 mod transfers;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -31,6 +33,8 @@ use home::config::ConfigError;
 use home::peers::PeersError;
 use report::Report;
 use settings::KeyArguments;
+
+pub(crate) use shell::complete;
 
 /// Exit codes, as `--help` states them.
 mod exit {
@@ -149,6 +153,12 @@ enum Command {
     /// Find out what this network does to peers, and with whom direct sessions are possible.
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArguments),
+    /// Print what a shell needs to complete commands, options and aliases.
+    #[command(after_help = shell::COMPLETIONS_EXAMPLES)]
+    Completions(shell::CompletionsArguments),
+    /// Write the man pages.
+    #[command(after_help = shell::MAN_EXAMPLES)]
+    Man(shell::ManArguments),
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +276,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Receive(command) => (command.endpoint.json, receive::run(command).await),
         Command::Chat(command) => (command.endpoint.json, chat::run(command, arguments.verbose > 0).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
+        Command::Completions(command) => (false, shell::completions(&command)),
+        Command::Man(command) => (false, shell::man(&command)),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };
     match outcome {
@@ -280,11 +292,27 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 fn print_id(arguments: &IdArguments) -> Result<(), Failure> {
     let id: PeerId = arguments.key.load()?.id();
     if arguments.json {
-        println!("{}", serde_json::json!({ "id": id.to_string() }));
+        print_line(serde_json::json!({ "id": id.to_string() }))?;
     } else {
-        println!("{id}");
+        print_line(id)?;
     }
     Ok(())
+}
+
+/// Prints what is asked for as it is.
+fn print(data: &[u8]) -> Result<(), Failure> {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(data).and_then(|()| output.flush()) {
+        // Whoever reads has had enough, as `head` has.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written
+            .map_err(|error| Failure::failed(anyhow::anyhow!("standard output cannot be written: {error}"))),
+    }
+}
+
+/// The same with a line.
+fn print_line(line: impl std::fmt::Display) -> Result<(), Failure> {
+    print(format!("{line}\n").as_bytes())
 }
 
 fn start_logging(verbose: u8) {

@@ -1,5 +1,6 @@
 //! What happens, in words or as JSON, on standard error: standard output is for data.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,12 +88,12 @@ impl Report {
         if self.json {
             fields["event"] = event.into();
             fields["ms"] = ms(self.start.elapsed()).into();
-            eprintln!("{fields}");
+            tell(&fields);
         } else if let (Some(screen), true) = (&self.screen, event != "error") {
             // Nobody shows anything any more when the command is about to end.
             let _ = screen.send((event.to_owned(), words.to_owned()));
         } else if !self.quiet || event == "error" {
-            eprintln!("peer: {words}");
+            tell(&format_args!("peer: {words}"));
         }
     }
 
@@ -280,6 +281,12 @@ impl Report {
     pub(super) fn failed(&self, error: &anyhow::Error) {
         self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
     }
+}
+
+/// A line on standard error. Where nobody reads that, work goes on.
+fn tell(line: &dyn std::fmt::Display) {
+    let line = format!("{line}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn reason(error: &RequestError) -> &'static str {

@@ -483,7 +483,7 @@ impl Talk {
                     self.note("path", json!({}), &words);
                 }
                 "/help" => {
-                    self.note("help", json!({}), "/path: which path is in use; /quit or Ctrl-D: leave")
+                    self.note("help", json!({}), "/path: which path is in use; /quit or Ctrl-D: leave");
                 }
                 _ => self.say(&line),
             },
@@ -540,10 +540,9 @@ impl Talk {
         if !ours && exchange.respond(Answer::Accepted).await.is_err() {
             return;
         }
-        if self.peer != Some(peer) {
+        if self.peer.replace(peer).is_some_and(|before| before != peer) {
             // Numbers and acknowledgements are between two.
             self.conversation = Conversation::new(rand::rng().random());
-            self.peer = Some(peer);
         }
         let session = exchange.hub().session().clone();
         if let Some(old) = self.line.take()
@@ -589,7 +588,8 @@ impl Talk {
         // Kept for `peer list`, and told where everything is told.
         self.report.path(&session, &path);
         let told = attached.direct.replace(path.is_direct());
-        if self.front.is_screen() && told.is_some_and(|direct| direct != path.is_direct()) {
+        let news = told.is_some_and(|direct| direct != path.is_direct()) && self.conversation.is_met();
+        if self.front.is_screen() && news {
             let how = if path.is_direct() { "on a direct path now" } else { "reached over the relay now" };
             let words = format!("{} is {how}", self.name());
             self.note("path", json!({}), &words);
