@@ -17,14 +17,19 @@ use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
-  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open
-  rendezvous serve --host rv.example.org      print this name instead of the machine's addresses
+  rendezvous serve
+      On a VPS, with UDP 443, 3478 and 3479 and TCP 443 open.
+  rendezvous serve --host rv.example.org
+      Print this name instead of the machine's addresses.
   rendezvous serve --host 192.0.2.7,2001:db8::7
-                                              an address of each family, where there is no name for both
-  rendezvous serve --alternate-ip 192.0.2.8   where the machine has a second address: for peer doctor
-  rendezvous serve --port 4433                where port 443 may not be bound
+      An address of each family, where there is no name for both.
+  rendezvous serve --alternate-ip 192.0.2.8
+      Where the machine has a second address: for peer doctor.
+  rendezvous serve --port 4433
+      Where port 443 may not be bound.
   rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
-  rendezvous id                               print this server's id";
+  rendezvous id
+      Print this server's id.";
 
 /// Introduces peers to one another, and relays what they cannot send directly.
 #[derive(Debug, Parser)]

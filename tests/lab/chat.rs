@@ -141,7 +141,12 @@ fn lines_go_in_and_come_out() -> anyhow::Result<()> {
     // The end of the input is the end of the conversation, once everything is delivered.
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(output.stdout == "ünder way\n".as_bytes(), "{:?}", String::from_utf8_lossy(&output.stdout));
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.stdout == "ünder way\n".as_bytes(),
+        "{:?}: {words}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     let arrived = hearing.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     ensure!(arrived == all, "{} lines arrived", arrived.len());
     ensure!(listener.wait(PATIENCE)?.success());

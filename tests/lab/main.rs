@@ -12,6 +12,7 @@ mod chat;
 mod commands;
 mod dialling;
 mod doctor;
+mod examples;
 mod explain;
 mod failover;
 mod families;
@@ -64,6 +65,7 @@ fn main() -> std::process::ExitCode {
     trials.extend(setup::trials());
     trials.extend(forwarding::trials());
     trials.extend(reach::trials());
+    trials.extend(examples::trials());
     trials.extend(doctor::trials());
     trials.extend(explain::trials());
     trials.extend(families::trials());

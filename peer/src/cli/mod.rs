@@ -69,6 +69,8 @@ Examples:
       Take files and folders, once asked.
   peer send photos nas
       Send them; again to go on where it was interrupted.
+  peer chat nas
+      Talk with whoever sits there, where `peer chat --listen` runs.
   peer explain nas
       Say why the path to that peer is direct or relayed.
   peer doctor

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use peer::service::{Hub, Request, RequestError};
 use peer::transfer::{self, Progress, SendError, Sent, Source};
 use peer::{ConnectError, Endpoint, IntroductionPolicy, PeerId, Session};
@@ -39,7 +40,7 @@ pub(super) struct SendArguments {
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
     /// Files and folders.
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", add = ArgValueCompleter::new(super::shell::file_or_peer))]
     files: Vec<PathBuf>,
     /// The peer to send them to: an alias, an id or a ticket.
     #[arg(required = true)]

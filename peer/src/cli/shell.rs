@@ -1,11 +1,12 @@
 //! What shells and `man` know of the commands: `peer completions` and `peer man`.
 
 use std::any::TypeId;
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Command, CommandFactory as _};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate, PathCompleter, ValueCompleter as _};
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
@@ -32,7 +33,7 @@ pub(super) const MAN_EXAMPLES: &str = "\
 Examples:
   peer man target/man
       A page for each command; read one by man -l target/man/peer-chat.1
-  peer man | man -l -";
+  peer man > peer.1";
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArguments {
@@ -77,6 +78,15 @@ fn aliases() -> Vec<CompletionCandidate> {
     named
         .map(|(alias, id)| CompletionCandidate::new(alias.to_string()).help(Some(id.to_string().into())))
         .collect()
+}
+
+/// What may stand where files end and a peer comes last.
+pub(super) fn file_or_peer(current: &OsStr) -> Vec<CompletionCandidate> {
+    let start = current.to_string_lossy();
+    let mut all = aliases();
+    all.retain(|alias| alias.get_value().to_string_lossy().starts_with(&*start));
+    all.extend(PathCompleter::any().complete(current));
+    all
 }
 
 pub(super) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
