@@ -139,7 +139,7 @@ fn lines_go_in_and_come_out() -> anyhow::Result<()> {
     let mut command = laptop.command(binary("peer")?);
     command.args(["chat", "nas"]).envs(world.home("laptop")?).stdin(std::fs::File::open(&said)?);
     // The end of the input is the end of the conversation, once everything is delivered.
-    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -276,8 +276,10 @@ fn who_is_not_trusted() -> anyhow::Result<()> {
     let (world, laptop, nas) = friends()?;
     world.done(&laptop, "stranger", &["init", &world.address])?;
     let id = world.done(&nas, "nas", &["id"])?;
-    // Nobody is there.
+    // Nobody is there; one that has nothing to say hears of it as well.
     fails(&world, &laptop, "laptop", &["nas", "--wait", "0"], 4, &["not online"])?;
+    let silent = world.run(&laptop, "laptop", &["chat", "nas", "--wait", "0"])?;
+    ensure!(silent.status.code() == Some(4), "{}", silent.status);
     // Whoever is there does not talk.
     let echo = listen(&world, &nas, &["--echo"])?;
     fails(&world, &laptop, "laptop", &["nas", "--wait", "0"], 6, &["does not talk", "peer chat"])?;

@@ -138,8 +138,7 @@ fn examples_stand_in_the_pages_as_they_are_typed() {
     let file = home.0.path().join("peer.1");
     fs::write(&file, page.stdout).unwrap();
     let mut groff = Command::new("groff");
-    let shown =
-        groff.args(["-man", "-Tutf8", "-rLL=100n"]).arg(&file).env("GROFF_NO_SGR", "1").output().unwrap();
+    let shown = groff.args(["-man", "-Tascii", "-P-cbou", "-rLL=100n"]).arg(&file).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     for words in [
         "EXAMPLES",

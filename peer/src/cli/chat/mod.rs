@@ -393,7 +393,10 @@ impl Talk {
         if !self.ended {
             return None;
         }
-        if self.conversation.is_over() || (self.conversation.undelivered() == 0 && self.line.is_none()) {
+        // One that has nothing to say finds out whether anybody is there, all the same; a person need not wait for that.
+        let met = self.front.is_screen() || self.caller.as_ref().is_none_or(|caller| caller.met);
+        let silent = self.conversation.undelivered() == 0 && self.line.is_none();
+        if self.conversation.is_over() || (silent && met) {
             return Some(self.verdict());
         }
         let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
