@@ -6,11 +6,12 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
     cli::complete();
-    let arguments = cli::Arguments::parse();
+    let arguments = match cli::Arguments::of_command_line() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(cli::run(arguments));

@@ -21,7 +21,7 @@ mod ssh_proxy;
 mod style;
 mod transfers;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -209,15 +209,40 @@ impl Failure {
     }
 }
 
+/// What may be done about an error of the file system.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ". `ls -ld` shows who may do that there; run it as that user, or name another place"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room there and try again",
+        io::ErrorKind::ReadOnlyFilesystem => ". Nothing can be written there; name another place",
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            ". There is a file where a folder should be, or the other way round; name another place"
+        }
+        _ => "",
+    }
+}
+
+impl Failure {
+    /// Something about a file, with what may be done about it.
+    fn of_file(error: impl std::fmt::Display, source: Option<&io::Error>) -> Self {
+        Self::failed(anyhow::anyhow!("{error}{}", source.map_or("", advice)))
+    }
+}
+
 impl From<identity::IdentityError> for Failure {
     fn from(error: identity::IdentityError) -> Self {
-        Self { code: exit::FAILURE, error: error.into() }
+        let source =
+            if let identity::IdentityError::Io { source, .. } = &error { Some(source) } else { None };
+        Self::of_file(&error, source)
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self { code: exit::FAILURE, error: error.into() }
+        let source = if let ConfigError::Io { source, .. } = &error { Some(source) } else { None };
+        Self::of_file(&error, source)
     }
 }
 
@@ -227,7 +252,8 @@ impl From<PeersError> for Failure {
             PeersError::Taken(..) | PeersError::NoInvite(_) => exit::USAGE,
             _ => exit::FAILURE,
         };
-        Self { code, error: error.into() }
+        let source = if let PeersError::Io { source, .. } = &error { Some(source) } else { None };
+        Self { code, ..Self::of_file(&error, source) }
     }
 }
 
@@ -251,6 +277,24 @@ impl From<ConnectError> for Failure {
             _ => exit::FAILURE,
         };
         Self { code, error: error.into() }
+    }
+}
+
+impl Arguments {
+    /// Those of the command line. Without them there is an exit code, and what is to be said has been said; as JSON where that is asked for.
+    pub(crate) fn of_command_line() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| {
+            let json = std::env::args_os().any(|argument| argument == "--json");
+            if json && error.use_stderr() {
+                let words = error.render().to_string();
+                let words = words.trim_end().strip_prefix("error: ").unwrap_or(words.trim_end()).to_owned();
+                Report::new(true).failed(&anyhow::Error::msg(words), exit::USAGE);
+            } else {
+                // Nobody can be told that nothing can be printed.
+                let _ = error.print();
+            }
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE))
+        })
     }
 }
 
@@ -285,7 +329,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            Report::new(json).failed(&failure.error);
+            Report::new(json).failed(&failure.error, failure.code);
             ExitCode::from(failure.code)
         }
     }
@@ -306,7 +350,7 @@ fn print(data: &[u8]) -> Result<(), Failure> {
     let mut output = std::io::stdout().lock();
     match output.write_all(data).and_then(|()| output.flush()) {
         // Whoever reads has had enough, as `head` has.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written
             .map_err(|error| Failure::failed(anyhow::anyhow!("standard output cannot be written: {error}"))),
     }

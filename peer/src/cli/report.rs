@@ -278,8 +278,9 @@ impl Report {
         self.emit("session_failed", fields, &format!("the session with {peer} ended: {error:#}"));
     }
 
-    pub(super) fn failed(&self, error: &anyhow::Error) {
-        self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
+    /// What has ended the command, and its exit code.
+    pub(super) fn failed(&self, error: &anyhow::Error, code: u8) {
+        self.emit("error", json!({ "message": format!("{error:#}"), "code": code }), &format!("{error:#}"));
     }
 }
 

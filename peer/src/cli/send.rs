@@ -1,5 +1,6 @@
 //! `peer send`.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 use peer::service::{Hub, Request, RequestError};
-use peer::transfer::{self, Progress, SendError, Sent, Source};
+use peer::transfer::{self, Progress, SendError, Sent, Source, SourceError};
 use peer::{ConnectError, Endpoint, IntroductionPolicy, PeerId, Session};
 use serde_json::json;
 
@@ -54,7 +55,7 @@ pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
     let paths = arguments.files.clone();
     let collected = tokio::task::spawn_blocking(move || Source::collect(&paths));
     let source = tokio::select! {
-        source = collected => source.map_err(Failure::failed)?.map_err(Failure::failed)?,
+        source = collected => source.map_err(Failure::failed)?.map_err(unreadable)?,
         () = interrupted() => return Err(Failure::interrupted()),
     };
     tell_source(&source, &report);
@@ -70,6 +71,18 @@ pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
     };
     endpoint.close().await;
     outcome
+}
+
+/// What was named cannot be sent.
+fn unreadable(error: SourceError) -> Failure {
+    match &error {
+        SourceError::Path { source, .. } if source.kind() == io::ErrorKind::NotFound => Failure {
+            code: exit::USAGE,
+            error: anyhow::anyhow!("{error}. Files are named first, the peer last: peer send FILE... PEER"),
+        },
+        SourceError::Path { source, .. } => Failure::of_file(&error, Some(source)),
+        _ => Failure::failed(error),
+    }
 }
 
 fn tell_source(source: &Source, report: &Report) {

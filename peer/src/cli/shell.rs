@@ -105,11 +105,12 @@ pub(super) fn man(arguments: &ManArguments) -> Result<(), Failure> {
     let Some(folder) = &arguments.folder else { return super::print(&page(&command)) };
     let written = |path: PathBuf, page: &[u8]| {
         std::fs::write(&path, page).map_err(|error| {
-            Failure::failed(anyhow::anyhow!("{} cannot be written: {error}", path.display()))
+            Failure::of_file(format_args!("{} cannot be written: {error}", path.display()), Some(&error))
         })
     };
-    std::fs::create_dir_all(folder)
-        .map_err(|error| Failure::failed(anyhow::anyhow!("{} cannot be made: {error}", folder.display())))?;
+    std::fs::create_dir_all(folder).map_err(|error| {
+        Failure::of_file(format_args!("{} cannot be made: {error}", folder.display()), Some(&error))
+    })?;
     let commands = command.get_subcommands().filter(|command| command.get_name() != "help");
     for command in commands.chain([&command]) {
         let name = command.get_display_name().unwrap_or(command.get_name());
