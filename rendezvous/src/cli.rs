@@ -126,7 +126,9 @@ impl Arguments {
             (false, _) => "debug,rendezvous=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let ansi = io::stderr().is_terminal();
+        // https://no-color.org
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let ansi = io::stderr().is_terminal() && !refused;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
     }
 

@@ -204,6 +204,16 @@ fn refuse() -> anyhow::Result<()> {
 /// Without any of root's rights; what root owns is one's own.
 const ORDINARY: &[&str] = &["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
 
+/// How a command line of an ordinary user fails.
+const fn ordinary<'a>(arguments: &'a [&'a str], words: &'a [&'a str]) -> Case<'a> {
+    Case { wrapper: ORDINARY, arguments, code: 1, words }
+}
+
+/// What is said of a file that may not be read or written.
+const fn denied(what: &str) -> [&str; 4] {
+    [what, "ermission denied", "ls -ld", "another place"]
+}
+
 fn ports() -> anyhow::Result<()> {
     let place = Place::new()?;
     let taken = place.a.run(|| std::net::TcpListener::bind("127.0.0.1:0"))?;
@@ -239,15 +249,13 @@ fn files_without_permission() -> anyhow::Result<()> {
         set_mode(Path::new(file), 0o000)?;
     }
     let (inside, new_key) = (format!("{locked}/Downloads"), format!("{locked}/new.pem"));
-    let denied = |what| [what, "ermission denied", "ls -ld", "another place"];
-    let ordinary = |arguments, words| Case { wrapper: ORDINARY, arguments, code: 1, words };
     place.fail(
         "laptop",
         &[
             ordinary(&["id", "--key", &key], &denied(&key)),
             ordinary(&["id", "--key", &new_key], &denied(&locked)),
             ordinary(&["receive", "--from", NOBODY, &inside], &denied(&inside)),
-            ordinary(&["send", &secret, NOBODY], &denied(&secret)),
+            ordinary(&["send", "--wait", "0", &secret, NOBODY], &denied(&secret)),
             case(&["id", "--key", &garbage], 1, &[&garbage, "no usable key", "backup", "move it away"]),
         ],
     )?;
@@ -265,9 +273,9 @@ fn files_without_permission() -> anyhow::Result<()> {
     set_mode(Path::new(&data), 0o500)?;
     place.fail("laptop", &[ordinary(&["alias", "nas", NOBODY], &["ermission denied", &data, "ls -ld"])])?;
     // Pages, which have no --json.
-    let man = ordinary(&["man", &inside], &[]);
-    let output = place.run("laptop", &man, false)?;
-    check(&output, &Case { words: &denied(&inside), ..man }, false)
+    let (arguments, words) = (["man", &inside], denied(&inside));
+    let man = ordinary(&arguments, &words);
+    check(&place.run("laptop", &man, false)?, &man, false)
 }
 
 /// A folder on a disk that is full.
@@ -279,10 +287,13 @@ const FULL: &[&str] = &[
     "mount -t tmpfs -o size=64k none full && { cat /dev/zero >full/all 2>/dev/null; exec \"$0\" \"$@\"; }",
 ];
 
+const fn full<'a>(arguments: &'a [&'a str], words: &'a [&'a str]) -> Case<'a> {
+    Case { wrapper: FULL, arguments, code: 1, words }
+}
+
 fn full_disks() -> anyhow::Result<()> {
     let place = Place::new()?;
     std::fs::create_dir(place.folder.path().join("full"))?;
-    let full = |arguments, words| Case { wrapper: FULL, arguments, code: 1, words };
     place
         .fail("laptop", &[full(&["id", "--key", "full/key.pem"], &["full", "No space left", "Make room"])])?;
     for arguments in [&["man", "full/man"][..], &["man", "full"]] {

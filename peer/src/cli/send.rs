@@ -1,9 +1,9 @@
 //! `peer send`.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
@@ -53,7 +53,10 @@ pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
     let paths = arguments.files.clone();
-    let collected = tokio::task::spawn_blocking(move || Source::collect(&paths));
+    let collected = tokio::task::spawn_blocking(move || {
+        paths.iter().try_for_each(|path| readable(path))?;
+        Source::collect(&paths)
+    });
     let source = tokio::select! {
         source = collected => source.map_err(Failure::failed)?.map_err(unreadable)?,
         () = interrupted() => return Err(Failure::interrupted()),
@@ -71,6 +74,16 @@ pub(super) async fn run(arguments: SendArguments) -> Result<(), Failure> {
     };
     endpoint.close().await;
     outcome
+}
+
+/// What is named can be opened: better said now than when the other side has come. What it is may be anything, and is for others to judge.
+fn readable(path: &Path) -> Result<(), SourceError> {
+    let opened = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => fs::File::open(path).map(|_| ()),
+        Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(|_| ()),
+        _ => Ok(()),
+    };
+    opened.map_err(|source| SourceError::Path { path: path.to_owned(), source })
 }
 
 /// What was named cannot be sent.
