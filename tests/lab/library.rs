@@ -116,7 +116,7 @@ fn run(world: &World, a: &Host, b: &Host, name: &str, source: &str) -> anyhow::R
 fn another_protocol() -> anyhow::Result<()> {
     let (world, a, b) = homes()?;
     let folder = TempDir::new()?;
-    let (_waits, id) = waits(&b, "custom_alpn", &[world.address.clone()], folder.path())?;
+    let (_waits, id) = waits(&b, "custom_alpn", std::slice::from_ref(&world.address), folder.path())?;
     let output = calls(&a, "echo", &words(&world, "rv://… PEER hello", &id), folder.path())?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && output.stdout.is_empty(), "they understood each other: {said}");

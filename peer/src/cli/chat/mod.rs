@@ -1,5 +1,6 @@
 //! `peer chat`.
 
+mod caller;
 mod front;
 mod links;
 
@@ -11,19 +12,19 @@ use futures_util::StreamExt as _;
 use peer::chat::{Conversation, Event, Frame, FrameError, LATE, harmless, pieces};
 use peer::forward::Rules;
 use peer::service::{Answer, Cause};
-use peer::{Endpoint, IntroductionPolicy, Path, PeerId};
+use peer::{IntroductionPolicy, Path, PeerId};
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 
 use super::gate::Gate;
 use super::home::peers::Who;
 use super::report::Report;
 use super::send::Patience;
-use super::settings::{EndpointArguments, Found, PeerName, Settings};
+use super::settings::{EndpointArguments, PeerName};
 use super::{Failure, follow_servers, interrupted};
+use caller::{Caller, PAUSE};
 use front::{Front, Input, Said};
 use links::{Line, Link, Pulse, Trouble};
 
@@ -46,9 +47,6 @@ const GOODBYE: Duration = Duration::from_secs(3);
 
 /// How long the other side may take to greet on a new stream.
 const GREETING: Duration = Duration::from_secs(10);
-
-/// Before a call that follows on a failure at once.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// Two streams that were asked for within this time are one attempt of both sides.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -122,86 +120,6 @@ pub(super) async fn run(arguments: ChatArguments, verbose: bool) -> Result<(), F
     drop(talk);
     endpoint.close().await;
     outcome
-}
-
-/// Calls until the other side is there, and again when it is lost.
-struct Caller {
-    endpoint: Endpoint,
-    settings: Arc<Settings>,
-    found: Found,
-    gate: Arc<Gate>,
-    links: mpsc::Sender<Link>,
-    report: Report,
-    patience: Patience,
-    running: Option<JoinHandle<Result<Option<Link>, Trouble>>>,
-    /// When to call next.
-    again: Option<tokio::time::Instant>,
-    /// Whether anybody was ever there.
-    met: bool,
-}
-
-impl Caller {
-    /// Calls again: at once, unless what was there before was of no use.
-    fn call_again(&mut self, at_once: bool) {
-        self.patience.renew();
-        if self.running.is_none() && self.again.is_none() {
-            let pause = if at_once { Duration::ZERO } else { PAUSE };
-            self.again = Some(tokio::time::Instant::now() + pause);
-        }
-    }
-
-    /// The outcome of the next call; never where none is due.
-    async fn called(&mut self) -> Result<Option<Link>, Trouble> {
-        if self.running.is_none() {
-            match self.again {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-            self.again = None;
-            self.running = Some(tokio::spawn(links::call(
-                self.endpoint.clone(),
-                self.settings.clone(),
-                self.found.clone(),
-                self.gate.clone(),
-                self.links.clone(),
-                self.report.clone(),
-            )));
-        }
-        let Some(running) = &mut self.running else { std::future::pending().await };
-        let outcome = running.await;
-        self.running = None;
-        outcome.unwrap_or_else(|error| Err(Trouble::Passing(Failure::failed(error))))
-    }
-
-    /// What follows from a call that led to nothing: another, or the end.
-    fn failed(&mut self, trouble: Option<Trouble>) -> Result<(), Failure> {
-        let failure = match trouble {
-            Some(Trouble::Refused(failure)) if !self.met => return Err(failure),
-            Some(Trouble::Refused(failure) | Trouble::Passing(failure)) => Some(failure),
-            None => None,
-        };
-        match (self.patience.pause(Instant::now()), failure) {
-            // Two that call each other do not do so at the same moments for ever.
-            (Some(pause), failure) => {
-                if let Some(failure) = failure {
-                    self.patience.tell(&failure, self.found.id, "peer chat", &self.report);
-                }
-                let pause = pause.mul_f64(rand::rng().random_range(0.5..1.0));
-                self.again = Some(tokio::time::Instant::now() + pause);
-                Ok(())
-            }
-            (None, Some(failure)) => Err(failure),
-            (None, None) => Err(Failure::broken(anyhow::anyhow!("{} was not reached", self.found.id))),
-        }
-    }
-
-    fn reached(&mut self) {
-        self.met = true;
-        self.patience.renew();
-        // What was told of waiting is news again.
-        self.patience.forget();
-        self.again = None;
-    }
 }
 
 /// A conversation under way.
