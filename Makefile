@@ -4,17 +4,17 @@ CARGO ?= cargo
 # Packages of the system that the lab needs, by the program that shows whether they are there.
 TOOLS := ip:iproute2 iptables-restore:iptables nft:nftables unshare:util-linux cc:gcc curl:curl \
 	tinyproxy:tinyproxy-bin miniupnpd:miniupnpd-nftables turnutils_natdiscovery:coturn stun:stun-client timeout:coreutils \
-	sshd:openssh-server ssh:openssh-client python3:python3
+	sshd:openssh-server ssh:openssh-client python3:python3 groff:groff-base
 # What only the benchmarks need.
 BENCH_TOOLS := turnserver:coturn chrt:util-linux socat:socat
 # What only the test with a browser needs: 250 MB once unpacked.
 BROWSER_TOOLS := chromium-headless-shell:chromium-headless-shell
 RELEASE := target/release
 
-.PHONY: help demo test check fmt matrix lossy failover servers herd chaos simulate sleep kills garbage bench soak browser benchtools browsertools tools clean
+.PHONY: help demo test check fmt matrix lossy failover servers herd chaos simulate sleep kills garbage bench soak browser benchtools browsertools tools man completions clean
 
 help: ## Show this.
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: tools ## Two homes behind NATs, a direct QUIC session, the time line.
 	$(CARGO) build --release --workspace --bins
@@ -116,6 +116,18 @@ else \
   echo "these packages are missing:$$missing; install them, for instance: sudo apt-get install$$missing" >&2; exit 1; \
 fi
 endef
+
+man: ## The man pages of peer and rendezvous, to target/man.
+	$(CARGO) build -p peer -p rendezvous --bins
+	target/debug/peer man target/man
+	target/debug/rendezvous man target/man
+
+completions: ## What bash, zsh and fish need to complete their commands, to target/completions.
+	$(CARGO) build -p peer -p rendezvous --bins
+	mkdir -p target/completions
+	for program in peer rendezvous; do for shell in bash zsh fish; do \
+	  target/debug/$$program completions $$shell >target/completions/$$program.$$shell || exit 1; \
+	done; done
 
 clean: ## Remove what was built.
 	$(CARGO) clean

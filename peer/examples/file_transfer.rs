@@ -33,6 +33,7 @@ impl Consent for UpToAGigabyte {
 }
 
 async fn take(endpoint: &Endpoint, folder: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(folder)?;
     println!("{}", endpoint.id());
     let session = endpoint.accept().await.ok_or("the endpoint is closed")?;
     let (writing, reading) = session.accept_bi().await?;

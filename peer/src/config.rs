@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
-use rendezvous_wire::{KeyPair, PeerId, SESSION_ALPN, tls};
+use rendezvous_wire::{KeyPair, PeerId, tls};
 
 use crate::socket::{Remote, SwitchAwareConfig};
 
@@ -86,9 +86,10 @@ fn transport(remote: &Remote) -> Arc<TransportConfig> {
 pub(crate) fn client(
     own: &KeyPair,
     peer: PeerId,
+    alpn: &[u8],
     remote: &Remote,
 ) -> Result<quinn::ClientConfig, ConfigError> {
-    let tls = tls::client_config(own, peer, SESSION_ALPN)?;
+    let tls = tls::client_config(own, peer, alpn)?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport(remote));
@@ -99,9 +100,10 @@ pub(crate) fn client(
 /// replaced for each session.
 pub(crate) fn server(
     own: &KeyPair,
+    alpn: &[u8],
     peer: Option<(PeerId, &Remote)>,
 ) -> Result<quinn::ServerConfig, ConfigError> {
-    let tls = tls::server_config(own, peer.map(|(id, _)| id), SESSION_ALPN)?;
+    let tls = tls::server_config(own, peer.map(|(id, _)| id), alpn)?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     // Paths change beneath the synthetic address, never the address itself.

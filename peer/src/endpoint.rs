@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quinn::ConnectionError;
 use rendezvous_wire::message::IntroductionPolicy;
-use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress, Token};
+use rendezvous_wire::{KeyPair, PeerId, RendezvousAddress, SESSION_ALPN, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
@@ -39,6 +39,7 @@ pub struct Builder {
     addresses: Vec<SocketAddr>,
     port_mapping: bool,
     port_mapping_lease: Duration,
+    alpn: Arc<[u8]>,
 }
 
 /// Why an endpoint could not be made.
@@ -167,6 +168,13 @@ impl Builder {
         self
     }
 
+    /// The application protocol of its sessions (ALPN, RFC 7301), at most 255 bytes, in place of that of the `peer` command: programs that speak
+    /// another never mistake each other, their sessions fail in the handshake.
+    pub fn alpn(mut self, protocol: impl Into<Arc<[u8]>>) -> Self {
+        self.alpn = protocol.into();
+        self
+    }
+
     /// Opens the sockets and begins to register. Must be called inside a tokio runtime. See [`Endpoint::online`].
     pub async fn bind(self) -> Result<Endpoint, BindError> {
         if self.servers.is_empty() {
@@ -178,8 +186,8 @@ impl Builder {
         };
         let identity = Arc::new(identity);
         let (socket, outlets) = PathSocket::new(open_sockets(&self.addresses)?)?;
-        let server =
-            config::server(&identity, None).map_err(|error| BindError::Identity(error.to_string()))?;
+        let server = config::server(&identity, &self.alpn, None)
+            .map_err(|error| BindError::Identity(error.to_string()))?;
         let quinn = quinn::Endpoint::new_with_abstract_socket(
             config::endpoint(),
             Some(server),
@@ -197,6 +205,7 @@ impl Builder {
         let servers = self.servers.into_iter().map(with_token).collect();
         let driver = Driver::new(
             identity,
+            self.alpn,
             quinn.clone(),
             socket.clone(),
             outlets,
@@ -300,6 +309,7 @@ impl Endpoint {
             addresses: Vec::new(),
             port_mapping: true,
             port_mapping_lease: portmap::LEASE,
+            alpn: SESSION_ALPN.into(),
         }
     }
 

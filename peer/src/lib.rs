@@ -21,7 +21,7 @@
 //! [`daemon`] has several programs share one endpoint and its sessions.
 //!
 //! [`service`] lets the two sides ask things of each other in a session, [`forward`] carries ports and sockets through one,
-//! [`transfer`] files and folders, and [`mod@bench`] measures what one carries.
+//! [`transfer`] files and folders, [`chat`] lines of text, and [`mod@bench`] measures what one carries.
 //!
 //! Inside: [`Endpoint`] and [`Session`] are handles; one *driver* task owns everything that changes (registrations, introductions, the
 //! connectivity agents of `peer-agent`) and steers the path socket under quinn.
@@ -47,6 +47,7 @@ mod socket;
 mod tunnel;
 
 pub mod bench;
+pub mod chat;
 pub mod daemon;
 pub mod doctor;
 pub mod forward;

@@ -6,10 +6,12 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
+    cli::complete();
+    let arguments = match cli::Arguments::of_command_line() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     // One thread for the network: a datagram, its session and its stream are hot in one processor's cache, and no thread wakes another on a packet's way.
     // Disks and names have threads of their own.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    cli::complete();
     let arguments = cli::Arguments::parse();
     arguments.init_logging();
     match arguments.run() {

@@ -8,7 +8,8 @@ use anyhow::{Context as _, ensure};
 use end_to_end::process::{PATIENCE, binary};
 use end_to_end::world::SITE_DELAY;
 use libtest_mimic::Trial;
-use netsim::RouterKind;
+use netsim::{Host, HostChild, RouterKind};
+use tempfile::TempDir;
 
 use crate::setup::{friends, friends_behind, listen};
 use crate::trial;
@@ -21,50 +22,71 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// An SSH server on the loopback of a host, and what `ssh` needs to be let in.
+pub(crate) struct SshServer {
+    _process: HostChild,
+    place: TempDir,
+    pub(crate) port: u16,
+}
+
+impl SshServer {
+    /// At this port, or any.
+    pub(crate) fn start(host: &Host, port: Option<u16>) -> anyhow::Result<Self> {
+        let place = tempfile::tempdir()?;
+        std::fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let path = |name: &str| place.path().join(name).to_str().map(str::to_owned).context("UTF-8");
+        let (host_key, key, config) = (path("host_key")?, path("key")?, path("sshd_config")?);
+        for file in [&host_key, &key] {
+            let made =
+                host.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", file]).output()?;
+            ensure!(made.status.success(), "ssh-keygen: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        std::fs::copy(format!("{key}.pub"), path("authorized")?)?;
+        let port = match port {
+            Some(port) => port,
+            None => host.run(|| TcpListener::bind("127.0.0.1:0"))?.local_addr()?.port(),
+        };
+        let text = format!(
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {host_key}\nAuthorizedKeysFile {}\nPidFile none\n\
+             PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nStrictModes no\n",
+            path("authorized")?
+        );
+        std::fs::write(&config, text)?;
+        // It insists on this directory, which a service would have made.
+        std::fs::create_dir_all("/run/sshd")?;
+        let mut command = host.command("/usr/sbin/sshd");
+        let mut process = command.args(["-D", "-e", "-f", &config]).stderr(Stdio::piped()).spawn()?;
+        let mut said = std::io::BufReader::new(process.stderr.take().context("its words")?);
+        let mut line = String::new();
+        while !line.contains("Server listening") {
+            line.clear();
+            ensure!(said.read_line(&mut line)? > 0, "sshd did not start");
+        }
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Ok(Self { _process: process, place, port })
+    }
+
+    /// What lets `ssh` in, unasked.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let path = |name: &str| self.place.path().join(name).display().to_string();
+        let known = format!("UserKnownHostsFile={}", path("known_hosts"));
+        let key = path("key");
+        let options =
+            ["-F", "none", "-i", &key, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new"];
+        let more = ["-o", &known, "-o", "ConnectTimeout=30"];
+        options.iter().chain(&more).map(|option| (*option).to_owned()).collect()
+    }
+}
+
 fn ssh() -> anyhow::Result<()> {
     let (world, a, b) = friends()?;
-    let place = tempfile::tempdir()?;
-    std::fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let path = |name: &str| place.path().join(name).to_str().map(str::to_owned).context("UTF-8");
-    let (host_key, key, config, known) =
-        (path("host_key")?, path("key")?, path("sshd_config")?, path("known_hosts")?);
-    for file in [&host_key, &key] {
-        let made = a.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", file]).output()?;
-        ensure!(made.status.success(), "ssh-keygen: {}", String::from_utf8_lossy(&made.stderr));
-    }
-    std::fs::copy(format!("{key}.pub"), path("authorized")?)?;
-    let port = {
-        let probe = b.run(|| TcpListener::bind("127.0.0.1:0"))?;
-        probe.local_addr()?.port()
-    };
-    let text = format!(
-        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {host_key}\nAuthorizedKeysFile {}\nPidFile none\n\
-         PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nStrictModes no\n",
-        path("authorized")?
-    );
-    std::fs::write(&config, text)?;
-    // It insists on this directory, which a service would have made.
-    std::fs::create_dir_all("/run/sshd")?;
-    let mut command = b.command("/usr/sbin/sshd");
-    let mut sshd = command.args(["-D", "-e", "-f", &config]).stderr(Stdio::piped()).spawn()?;
-    let mut said = std::io::BufReader::new(sshd.stderr.take().context("its words")?);
-    let mut line = String::new();
-    while !line.contains("Server listening") {
-        line.clear();
-        ensure!(said.read_line(&mut line)? > 0, "sshd did not start");
-    }
-    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    let server = SshServer::start(&b, None)?;
+    let port = server.port.to_string();
     let _listener = listen(&world, &b, &["--allow-forward", &format!("localhost:{port}")])?;
     let proxy = format!("ProxyCommand={} ssh-proxy %h %p", binary("peer")?.display());
     let mut ssh = a.command("ssh");
-    ssh.args(["-F", "none", "-i", &key, "-o", &proxy, "-p", &port.to_string(), "-o", "BatchMode=yes"]);
-    ssh.args(["-o", "StrictHostKeyChecking=accept-new", "-o", &format!("UserKnownHostsFile={known}")]);
-    ssh.args([
-        "-o",
-        "ConnectTimeout=30",
-        "root@nas",
-        "head -c 1000000 /dev/zero | wc -c; hostname >/dev/null; exit 7",
-    ]);
+    ssh.args(server.options()).args(["-o", &proxy, "-p", &port, "root@nas"]);
+    ssh.arg("head -c 1000000 /dev/zero | wc -c; hostname >/dev/null; exit 7");
     let output = ssh.envs(world.home("laptop")?).env_remove("PEER_SERVER").env_remove("PEER_KEY").output()?;
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(7), "{}: {words}", output.status);

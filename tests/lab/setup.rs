@@ -83,10 +83,20 @@ pub(crate) fn web_server(
     host: &Host,
     words: &str,
 ) -> anyhow::Result<(netsim::HostChild, tempfile::TempDir, u16)> {
+    web_server_at(host, words, 0)
+}
+
+/// The same at this port.
+pub(crate) fn web_server_at(
+    host: &Host,
+    words: &str,
+    port: u16,
+) -> anyhow::Result<(netsim::HostChild, tempfile::TempDir, u16)> {
     let directory = tempfile::tempdir()?;
     std::fs::write(directory.path().join("hello"), words)?;
     let mut command = host.command("python3");
-    command.args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]).current_dir(directory.path());
+    let port = port.to_string();
+    command.args(["-u", "-m", "http.server", &port, "--bind", "127.0.0.1"]).current_dir(directory.path());
     let mut server =
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn()?;
     // "Serving HTTP on 127.0.0.1 port 40001 (...".

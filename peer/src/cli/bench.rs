@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use super::report::{Report, ms};
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
 use super::transfers::is_live;
-use super::{Failure, exit, interrupted};
+use super::{Failure, exit, interrupted, print_line};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   peer bench nas
-  peer bench nas --seconds 10 --direction down --json
+  peer bench nas --seconds 2 --direction down --json
 
 The other side runs `peer listen --bench`. Goodput is counted where the bytes arrive; round trips
 are those of small datagrams sent meanwhile, so what they have more under load has waited in
@@ -120,19 +120,19 @@ fn failed(error: BenchError) -> Failure {
 async fn measure(bench: &Bench, arguments: &BenchArguments, report: &Report) -> Result<(), Failure> {
     let idle = bench.idle().await;
     if arguments.endpoint.json {
-        println!("{}", json!({ "event": "idle", "rtt": rtt_json(&idle) }));
+        print_line(json!({ "event": "idle", "rtt": rtt_json(&idle) }))?;
     } else {
-        println!("idle  {}", rtt_words(&idle, None));
+        print_line(format_args!("idle  {}", rtt_words(&idle, None)))?;
     }
     let all = [Direction::Up, Direction::Down, Direction::Both];
     let chosen = arguments.direction.map(|way| vec![Direction::from(way)]).unwrap_or(all.to_vec());
     for direction in chosen {
         let phase = watched(bench, direction, arguments, report).await.map_err(failed)?;
         if arguments.endpoint.json {
-            println!("{}", phase_json(direction, &phase, &idle));
+            print_line(phase_json(direction, &phase, &idle))?;
         } else {
             for line in words(direction, &phase, &idle) {
-                println!("{line}");
+                print_line(line)?;
             }
         }
     }

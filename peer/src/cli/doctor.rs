@@ -8,7 +8,7 @@ use peer::doctor::{Allocation, Diagnosis, Doctor, Family, Tcp};
 use serde_json::{Value, json};
 
 use super::report::Report;
-use super::{Failure, exit, interrupted, settings};
+use super::{Failure, exit, interrupted, print_line, settings};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -46,9 +46,9 @@ pub(super) async fn run(arguments: DoctorArguments) -> Result<(), Failure> {
         () = interrupted() => return Err(Failure::interrupted()),
     };
     if arguments.json {
-        println!("{}", to_json(&diagnosis));
+        print_line(to_json(&diagnosis))?;
     } else {
-        println!("{diagnosis}");
+        print_line(&diagnosis)?;
     }
     match diagnosis.failure() {
         None => Ok(()),

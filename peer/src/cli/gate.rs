@@ -165,6 +165,15 @@ impl Gate {
         self.peers().get(peer)?.alias.as_ref().map(ToString::to_string)
     }
 
+    /// Whether that peer may talk with whoever sits here: one of those that are let in, or a trusted one where none were named.
+    pub(super) fn admits(&self, peer: PeerId) -> bool {
+        if self.allowed.is_empty() {
+            self.peers().is(peer, &Who::Trusted)
+        } else {
+            self.allowed.contains(&peer)
+        }
+    }
+
     /// What that peer may have.
     fn rules(&self, peer: PeerId) -> Rules {
         let peers = self.peers();

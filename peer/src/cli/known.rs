@@ -12,7 +12,7 @@ use super::home::last;
 use super::home::peers::{Alias, Known};
 use super::report::Report;
 use super::settings::{self, EndpointArguments, PeerName, Settings, find};
-use super::{Failure, interrupted};
+use super::{Failure, interrupted, print_line};
 
 pub(super) const TRUST_EXAMPLES: &str = "\
 Examples:
@@ -194,8 +194,7 @@ pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
                 json!({ "number": invite.short(), "once": invite.once, "expires": invite.expires, "name": name })
             })
             .collect();
-        println!("{}", json!({ "peers": known, "invites": invites }));
-        return Ok(());
+        return print_line(json!({ "peers": known, "invites": invites }));
     }
     for (known, presence) in peers.known.iter().zip(&presence) {
         let alias = known.alias.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
@@ -208,16 +207,17 @@ pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
         };
         let last = last.get(&known.id.to_string());
         let last = last.map_or_else(String::new, |last| format!("  last {}: {}", last.at, last.path));
-        println!("{alias:<12} {}  {trusted}{online}{last}", known.id);
+        print_line(format_args!("{alias:<12} {}  {trusted}{online}{last}", known.id))?;
     }
     for invite in peers.invites(now) {
         let once = if invite.once { "for one" } else { "for anyone who has it" };
         let expires = invite.expires.as_ref().map_or_else(String::new, |end| format!(", until {end}"));
         let name = invite.name.as_ref().map_or_else(String::new, |name| format!(", as {name}"));
-        println!("invitation {}  {once}{expires}{name}", invite.short());
+        print_line(format_args!("invitation {}  {once}{expires}{name}", invite.short()))?;
     }
     if peers.known.is_empty() {
-        eprintln!("peer: no peers are known yet; `peer trust TICKET --as NAME` adds one");
+        let words = "no peers are known yet; `peer trust TICKET --as NAME` adds one";
+        arguments.endpoint.report(&settings).say("nobody", json!({}), words);
     }
     Ok(())
 }

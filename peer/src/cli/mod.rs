@@ -1,6 +1,7 @@
 //! Arguments, and what every command shares.
 
 mod bench;
+mod chat;
 mod connect;
 mod doctor;
 mod explain;
@@ -16,11 +17,14 @@ mod report;
 mod send;
 mod settings;
 mod setup;
+mod shell;
 mod ssh_proxy;
 mod status;
+mod style;
 mod transfers;
 mod up;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,6 +37,8 @@ use home::config::ConfigError;
 use home::peers::PeersError;
 use report::Report;
 use settings::KeyArguments;
+
+pub(crate) use shell::complete;
 
 /// Exit codes, as `--help` states them.
 mod exit {
@@ -72,6 +78,8 @@ Examples:
       Stay reachable, and have commands share their sessions; `peer status` shows them.
   peer bench nas
       Measure how fast it is, where `peer listen --bench` runs.
+  peer chat nas
+      Talk with whoever sits there, where `peer chat --listen` runs.
   peer explain nas
       Say why the path to that peer is direct or relayed.
   peer doctor
@@ -162,12 +170,21 @@ enum Command {
     /// End the daemon.
     #[command(after_help = status::DOWN_EXAMPLES)]
     Down(status::ControlledArguments),
+    /// Talk with whoever sits at a peer, line by line.
+    #[command(after_help = chat::EXAMPLES)]
+    Chat(chat::ChatArguments),
     /// Find out why a session with a peer is direct, or why it is not.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArguments),
     /// Find out what this network does to peers, and with whom direct sessions are possible.
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArguments),
+    /// Print what a shell needs to complete commands, options and aliases.
+    #[command(after_help = shell::COMPLETIONS_EXAMPLES)]
+    Completions(shell::CompletionsArguments),
+    /// Write the man pages.
+    #[command(after_help = shell::MAN_EXAMPLES)]
+    Man(shell::ManArguments),
 }
 
 #[derive(Debug, Args)]
@@ -216,15 +233,40 @@ impl Failure {
     }
 }
 
+/// What may be done about an error of the file system.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ". `ls -ld` shows who may do that there; run it as that user, or name another place"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room there and try again",
+        io::ErrorKind::ReadOnlyFilesystem => ". Nothing can be written there; name another place",
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            ". There is a file where a folder should be, or the other way round; name another place"
+        }
+        _ => "",
+    }
+}
+
+impl Failure {
+    /// Something about a file, with what may be done about it.
+    fn of_file(error: impl std::fmt::Display, source: Option<&io::Error>) -> Self {
+        Self::failed(anyhow::anyhow!("{error}{}", source.map_or("", advice)))
+    }
+}
+
 impl From<identity::IdentityError> for Failure {
     fn from(error: identity::IdentityError) -> Self {
-        Self { code: exit::FAILURE, error: error.into() }
+        let source =
+            if let identity::IdentityError::Io { source, .. } = &error { Some(source) } else { None };
+        Self::of_file(&error, source)
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self { code: exit::FAILURE, error: error.into() }
+        let source = if let ConfigError::Io { source, .. } = &error { Some(source) } else { None };
+        Self::of_file(&error, source)
     }
 }
 
@@ -234,7 +276,8 @@ impl From<PeersError> for Failure {
             PeersError::Taken(..) | PeersError::NoInvite(_) => exit::USAGE,
             _ => exit::FAILURE,
         };
-        Self { code, error: error.into() }
+        let source = if let PeersError::Io { source, .. } = &error { Some(source) } else { None };
+        Self { code, ..Self::of_file(&error, source) }
     }
 }
 
@@ -273,6 +316,24 @@ impl From<ConnectError> for Failure {
     }
 }
 
+impl Arguments {
+    /// Those of the command line. Without them there is an exit code, and what is to be said has been said; as JSON where that is asked for.
+    pub(crate) fn of_command_line() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| {
+            let json = std::env::args_os().any(|argument| argument == "--json");
+            if json && error.use_stderr() {
+                let words = error.render().to_string();
+                let words = words.trim_end().strip_prefix("error: ").unwrap_or(words.trim_end()).to_owned();
+                Report::new(true).failed(&anyhow::Error::msg(words), exit::USAGE);
+            } else {
+                // Nobody can be told that nothing can be printed.
+                let _ = error.print();
+            }
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE))
+        })
+    }
+}
+
 /// Runs a command to its end.
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     start_logging(arguments.verbose);
@@ -306,13 +367,16 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Command::Status(command) => (command.json, status::status(&command).await),
         Command::Down(command) => (command.json, status::down(&command).await),
         Command::Reload(command) => (command.json, status::reload(&command).await),
+        Command::Chat(command) => (command.endpoint.json, chat::run(command, arguments.verbose > 0).await),
         Command::Explain(command) => (command.endpoint.json, explain::run(command).await),
+        Command::Completions(command) => (false, shell::completions(&command)),
+        Command::Man(command) => (false, shell::man(&command)),
         Command::Doctor(command) => (command.json, doctor::run(command).await),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            Report::new(json).failed(&failure.error);
+            Report::new(json).failed(&failure.error, failure.code);
             ExitCode::from(failure.code)
         }
     }
@@ -321,11 +385,27 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 fn print_id(arguments: &IdArguments) -> Result<(), Failure> {
     let id: PeerId = arguments.key.load()?.id();
     if arguments.json {
-        println!("{}", serde_json::json!({ "id": id.to_string() }));
+        print_line(serde_json::json!({ "id": id.to_string() }))?;
     } else {
-        println!("{id}");
+        print_line(id)?;
     }
     Ok(())
+}
+
+/// Prints what is asked for as it is.
+fn print(data: &[u8]) -> Result<(), Failure> {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(data).and_then(|()| output.flush()) {
+        // Whoever reads has had enough, as `head` has.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written
+            .map_err(|error| Failure::failed(anyhow::anyhow!("standard output cannot be written: {error}"))),
+    }
+}
+
+/// The same with a line.
+fn print_line(line: impl std::fmt::Display) -> Result<(), Failure> {
+    print(format!("{line}\n").as_bytes())
 }
 
 fn start_logging(verbose: u8) {
@@ -335,7 +415,13 @@ fn start_logging(verbose: u8) {
         _ => "info,peer=trace,peer_agent=trace,rendezvous_wire=trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let ansi = style::wanted(&io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(ansi)
+        .with_target(false)
+        .init();
 }
 
 /// Tells what becomes of the rendezvous servers.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::report::{Report, ms};
 use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
-use super::{Failure, follow_servers, interrupted};
+use super::{Failure, follow_servers, interrupted, print_line};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -123,7 +123,7 @@ async fn ping(
             }
             payload = receiver.receive() => {
                 let Some((number, rtt, path)) = answer(&payload, &mut sent) else { continue };
-                told(arguments, number, rtt, &path);
+                told(arguments, number, rtt, &path)?;
                 tallies.entry(path).or_default().answered.push(rtt);
             }
             _ = session.closed() => return Err(Failure::broken(anyhow::anyhow!("the session with {} has ended", found.id))),
@@ -133,7 +133,7 @@ async fn ping(
     if let Some(path) = session.path() {
         report.path(&session, &path);
     }
-    summary(arguments, &tallies);
+    summary(arguments, &tallies)?;
     if tallies.values().all(|tally| tally.answered.is_empty()) {
         return Err(Failure::broken(anyhow::anyhow!("none of {} probes was answered", sent.len())));
     }
@@ -156,15 +156,15 @@ fn shown(session: &Session) -> String {
     }
 }
 
-fn told(arguments: &PingArguments, number: u32, rtt: Duration, path: &str) {
+fn told(arguments: &PingArguments, number: u32, rtt: Duration, path: &str) -> Result<(), Failure> {
     if arguments.endpoint.json {
-        println!("{}", json!({ "event": "pong", "number": number, "rtt_ms": ms(rtt), "path": path }));
+        print_line(json!({ "event": "pong", "number": number, "rtt_ms": ms(rtt), "path": path }))
     } else {
-        println!("{number}: {:.1} ms, {path}", rtt.as_secs_f64() * 1e3);
+        print_line(format_args!("{number}: {:.1} ms, {path}", rtt.as_secs_f64() * 1e3))
     }
 }
 
-fn summary(arguments: &PingArguments, tallies: &BTreeMap<String, Tally>) {
+fn summary(arguments: &PingArguments, tallies: &BTreeMap<String, Tally>) -> Result<(), Failure> {
     for (path, tally) in tallies {
         let spread = tally.spread();
         if arguments.endpoint.json {
@@ -176,20 +176,21 @@ fn summary(arguments: &PingArguments, tallies: &BTreeMap<String, Tally>) {
                 "loss_percent": tally.loss(),
                 "rtt_ms": spread.map(|all| all.map(ms)),
             });
-            println!("{fields}");
+            print_line(fields)?;
         } else {
             let rtt = spread.map_or_else(String::new, |[least, median, greatest]| {
                 let [least, median, greatest] = [least, median, greatest].map(|rtt| rtt.as_secs_f64() * 1e3);
                 format!(", RTT {least:.1} / {median:.1} / {greatest:.1} ms (least, median, greatest)")
             });
-            println!(
+            print_line(format_args!(
                 "{path}: {} of {} answered, {:.0} % lost{rtt}",
                 tally.answered.len(),
                 tally.sent,
                 tally.loss()
-            );
+            ))?;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]

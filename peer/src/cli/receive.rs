@@ -74,7 +74,7 @@ pub(super) async fn run(arguments: ReceiveArguments, verbose: bool) -> Result<()
         return Err(Failure { code: exit::USAGE, error: anyhow::anyhow!(words) });
     }
     std::fs::create_dir_all(&arguments.folder).map_err(|error| {
-        Failure::failed(anyhow::anyhow!("{} cannot be made: {error}", arguments.folder.display()))
+        Failure::of_file(format_args!("{} cannot be made: {error}", arguments.folder.display()), Some(&error))
     })?;
     let gate =
         Arc::new(Gate::new(settings.home.clone(), Vec::new(), from, arguments.from.is_empty(), &report)?);

@@ -1,5 +1,6 @@
 //! What happens, in words or as JSON, on standard error: standard output is for data.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use peer::forward::Notice;
 use peer::service::RequestError;
 use peer::{Explanation, PairReport, Path, PeerId, ServerChange, ServerState, Session};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::connect::follow;
 use super::home::peers::Alias;
@@ -20,6 +22,8 @@ pub(super) struct Report {
     json: bool,
     /// Words are for those who ask for them.
     quiet: bool,
+    /// Whoever shows words in place of standard error.
+    screen: Option<mpsc::UnboundedSender<(String, String)>>,
     start: Instant,
     /// Where the last paths are kept.
     last: Option<Arc<PathBuf>>,
@@ -54,7 +58,7 @@ fn pair_json(pair: &PairReport) -> Value {
 
 impl Report {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, quiet: false, start: Instant::now(), last: None }
+        Self { json, quiet: false, screen: None, start: Instant::now(), last: None }
     }
 
     /// The same, keeping the last paths there.
@@ -65,6 +69,11 @@ impl Report {
     /// The same, saying nothing in words but errors.
     pub(super) fn quiet(self) -> Self {
         Self { quiet: true, ..self }
+    }
+
+    /// The same, with words, and the names of their events, for somebody else to show. An error that ends a command is not among them.
+    pub(super) fn shown_by(self, screen: mpsc::UnboundedSender<(String, String)>) -> Self {
+        Self { screen: Some(screen), ..self }
     }
 
     /// Something that needs no more than its name and its words.
@@ -80,9 +89,12 @@ impl Report {
         if self.json {
             fields["event"] = event.into();
             fields["ms"] = ms(self.start.elapsed()).into();
-            eprintln!("{fields}");
+            tell(&fields);
+        } else if let (Some(screen), true) = (&self.screen, event != "error") {
+            // Nobody shows anything any more when the command is about to end.
+            let _ = screen.send((event.to_owned(), words.to_owned()));
         } else if !self.quiet || event == "error" {
-            eprintln!("peer: {words}");
+            tell(&format_args!("peer: {words}"));
         }
     }
 
@@ -269,8 +281,9 @@ impl Report {
         self.emit("session_failed", fields, &format!("the session with {peer} ended: {error:#}"));
     }
 
-    pub(super) fn failed(&self, error: &anyhow::Error) {
-        self.emit("error", json!({ "message": format!("{error:#}") }), &format!("{error:#}"));
+    /// What has ended the command, and its exit code.
+    pub(super) fn failed(&self, error: &anyhow::Error, code: u8) {
+        self.emit("error", json!({ "message": format!("{error:#}"), "code": code }), &format!("{error:#}"));
     }
 }
 
@@ -290,6 +303,12 @@ pub(super) fn explained(explanation: &Explanation) -> Explained {
         "rung": explanation.rung.map(peer::Rung::name),
     });
     Explained { fields, words: explanation.to_string() }
+}
+
+/// A line on standard error. Where nobody reads that, work goes on.
+fn tell(line: &dyn std::fmt::Display) {
+    let line = format!("{line}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn reason(error: &RequestError) -> &'static str {

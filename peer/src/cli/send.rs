@@ -1,13 +1,15 @@
 //! `peer send`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use peer::daemon::Access;
 use peer::service::{Hub, Request, RequestError};
-use peer::transfer::{self, Progress, SendError, Sent, Source};
+use peer::transfer::{self, Progress, SendError, Sent, Source, SourceError};
 use peer::{ConnectError, IntroductionPolicy, PeerId, Session};
 use serde_json::json;
 
@@ -40,7 +42,7 @@ pub(super) struct SendArguments {
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
     /// Files and folders.
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", add = ArgValueCompleter::new(super::shell::file_or_peer))]
     files: Vec<PathBuf>,
     /// The peer to send them to: an alias, an id or a ticket.
     #[arg(required = true)]
@@ -52,9 +54,12 @@ pub(super) async fn run(arguments: SendArguments, verbose: bool) -> Result<(), F
     let report = arguments.endpoint.report(&settings);
     let found = settings.find(&arguments.peer)?;
     let paths = arguments.files.clone();
-    let collected = tokio::task::spawn_blocking(move || Source::collect(&paths));
+    let collected = tokio::task::spawn_blocking(move || {
+        paths.iter().try_for_each(|path| readable(path))?;
+        Source::collect(&paths)
+    });
     let source = tokio::select! {
-        source = collected => source.map_err(Failure::failed)?.map_err(Failure::failed)?,
+        source = collected => source.map_err(Failure::failed)?.map_err(unreadable)?,
         () = interrupted() => return Err(Failure::interrupted()),
     };
     tell_source(&source, &report);
@@ -71,6 +76,28 @@ pub(super) async fn run(arguments: SendArguments, verbose: bool) -> Result<(), F
         }
     };
     settings::conclude(&access, outcome).await
+}
+
+/// What is named can be opened: better said now than when the other side has come. What it is may be anything, and is for others to judge.
+fn readable(path: &Path) -> Result<(), SourceError> {
+    let opened = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => fs::File::open(path).map(|_| ()),
+        Ok(metadata) if metadata.is_dir() => fs::read_dir(path).map(|_| ()),
+        _ => Ok(()),
+    };
+    opened.map_err(|source| SourceError::Path { path: path.to_owned(), source })
+}
+
+/// What was named cannot be sent.
+fn unreadable(error: SourceError) -> Failure {
+    match &error {
+        SourceError::Path { source, .. } if source.kind() == io::ErrorKind::NotFound => Failure {
+            code: exit::USAGE,
+            error: anyhow::anyhow!("{error}. Files are named first, the peer last: peer send FILE... PEER"),
+        },
+        SourceError::Path { source, .. } => Failure::of_file(&error, Some(source)),
+        _ => Failure::failed(error),
+    }
 }
 
 fn tell_source(source: &Source, report: &Report) {
@@ -125,30 +152,35 @@ async fn send(
             Err(error) => return Err(error.into()),
         };
         let Some(pause) = patience.pause(Instant::now()) else { return Err(failure) };
-        patience.tell(&failure, found.id, report);
+        patience.tell(&failure, found.id, "peer receive", report);
         tokio::time::sleep(pause).await;
     }
 }
 
 /// How long to go on without getting anywhere.
-struct Patience {
+pub(super) struct Patience {
     limit: Option<Duration>,
     since: Instant,
     told: Option<String>,
 }
 
 impl Patience {
-    fn new(limit: Option<Duration>) -> Self {
+    pub(super) fn new(limit: Option<Duration>) -> Self {
         Self { limit, since: Instant::now(), told: None }
     }
 
     /// Something has been achieved.
-    fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
         self.since = Instant::now();
     }
 
+    /// Whatever was told is told again.
+    pub(super) fn forget(&mut self) {
+        self.told = None;
+    }
+
     /// How long until the next attempt; `None` when there is to be none.
-    fn pause(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn pause(&self, now: Instant) -> Option<Duration> {
         let passed = now.saturating_duration_since(self.since);
         match self.limit {
             Some(limit) if passed >= limit => None,
@@ -157,11 +189,11 @@ impl Patience {
         }
     }
 
-    /// Says why it waits, once for each reason.
-    fn tell(&mut self, failure: &Failure, peer: PeerId, report: &Report) {
+    /// Says why it waits for that peer to run a command, once for each reason.
+    pub(super) fn tell(&mut self, failure: &Failure, peer: PeerId, command: &str, report: &Report) {
         let message = format!("{:#}", failure.error);
         if self.told.as_ref() != Some(&message) {
-            let words = format!("{message}\npeer: waiting for {peer}, where `peer receive` must run");
+            let words = format!("{message}\npeer: waiting for {peer}, where `{command}` must run");
             report.say("waiting", json!({ "message": message, "peer": peer.to_string() }), &words);
             self.told = Some(message);
         }

@@ -13,7 +13,7 @@ use super::home::config;
 use super::home::peers::Alias;
 use super::report::Report;
 use super::settings::{self, KeyArguments};
-use super::{Failure, exit};
+use super::{Failure, exit, print_line};
 
 pub(super) const INIT_EXAMPLES: &str = "\
 Examples:
@@ -137,9 +137,9 @@ pub(super) fn init(arguments: &InitArguments) -> Result<(), Failure> {
     };
     report.say("initialized", json!({ "config": path, "servers": shown }), &words);
     if arguments.json {
-        println!("{}", json!({ "id": id.to_string() }));
+        print_line(json!({ "id": id.to_string() }))?;
     } else {
-        println!("{id}");
+        print_line(id)?;
     }
     Ok(())
 }
@@ -168,9 +168,9 @@ pub(super) fn invite(arguments: &InviteArguments) -> Result<(), Failure> {
     let ticket = Ticket { secret: Some(secret), ..plain };
     let text = ticket.encode().map_err(|error| Failure { code: exit::FAILURE, error: error.into() })?;
     if arguments.json {
-        println!("{}", json!({ "ticket": text, "id": peer.to_string(), "once": arguments.once }));
+        print_line(json!({ "ticket": text, "id": peer.to_string(), "once": arguments.once }))?;
     } else {
-        println!("{text}");
+        print_line(&text)?;
         if std::io::stdout().is_terminal()
             && let Some(code) = qr_code(&text)
         {

@@ -11,11 +11,11 @@ use super::settings::{self, EndpointArguments, Found, PeerName, Settings};
 use super::{Failure, follow_servers, interrupted, pipe};
 
 pub(super) const EXAMPLES: &str = "\
-Examples:
+Example:
   ssh -o ProxyCommand='peer ssh-proxy %h %p' me@nas
-  In ~/.ssh/config, so that `ssh nas` is enough:
-    Host nas
-      ProxyCommand peer ssh-proxy %h %p
+      In ~/.ssh/config, so that `ssh nas` is enough:
+        Host nas
+          ProxyCommand peer ssh-proxy %h %p
 
 There: peer listen --allow-forward localhost:22";
 

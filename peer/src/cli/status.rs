@@ -4,15 +4,15 @@ use clap::Args;
 use peer::daemon::{self, CommandStatus, ServerStatus, SessionStatus, Status};
 use serde_json::json;
 
-use super::Failure;
 use super::report::Report;
 use super::settings::ControlArguments;
 use super::transfers::size;
+use super::{Failure, print_line};
 
 pub(super) const STATUS_EXAMPLES: &str = "\
 Examples:
   peer status
-  peer status --json | jq '.sessions[] | {peer, alias, direct}'
+  peer status --json
 
 Bytes are those of the datagrams that carry the session, headers and retransmissions included.";
 
@@ -39,11 +39,10 @@ pub(super) struct ControlledArguments {
 pub(super) async fn status(arguments: &ControlledArguments) -> Result<(), Failure> {
     let status = daemon::status(&arguments.control.place()?).await?;
     if arguments.json {
-        println!("{}", serde_json::to_string(&status).map_err(Failure::failed)?);
+        print_line(serde_json::to_string(&status).map_err(Failure::failed)?)
     } else {
-        print!("{}", shown(&status));
+        print_line(shown(&status).trim_end())
     }
-    Ok(())
 }
 
 pub(super) async fn reload(arguments: &ControlledArguments) -> Result<(), Failure> {

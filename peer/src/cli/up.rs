@@ -22,13 +22,11 @@ use super::settings::{EndpointArguments, Settings};
 use super::{Failure, follow_servers, interrupted, listen};
 
 pub(super) const EXAMPLES: &str = "\
-Examples:
+Example:
   peer up
       Until stopped. Under systemd: deploy/peer.service, systemctl --user enable --now peer.
-  peer status
-  peer down
 
-While it runs, connect, forward, ssh-proxy, send, ping, explain and list use its sessions, one with
+`peer status` shows what it does, `peer down` ends it. While it runs, connect, forward, ssh-proxy, send, ping, explain and list use its sessions, one with
 each peer; listen and receive are handed what peers bring for them. --alone does without it.
 It serves what stands under [[serve]] in the configuration, to whom it is to be served, and takes
 open invitations. A changed configuration holds at once, but for its servers and its key.";

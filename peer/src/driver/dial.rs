@@ -145,7 +145,7 @@ impl Driver {
 
     fn begin_handshake(&mut self, key: Key, reply: Reply, stage: Stage, (started, now): (Instant, Instant)) {
         let Some(state) = self.remotes.get_mut(&key) else { return };
-        let config = match config::client(&self.identity, state.peer, &state.remote) {
+        let config = match config::client(&self.identity, state.peer, &self.alpn, &state.remote) {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(%error, "no session can be configured");
@@ -356,7 +356,7 @@ impl Driver {
             incoming.refuse();
             return;
         }
-        let config = match config::server(&self.identity, Some((state.peer, &state.remote))) {
+        let config = match config::server(&self.identity, &self.alpn, Some((state.peer, &state.remote))) {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(%error, "no session can be configured");

@@ -138,6 +138,8 @@ pub(crate) struct Online {
 
 pub(crate) struct Driver {
     identity: Arc<KeyPair>,
+    /// The application protocol of sessions.
+    alpn: Arc<[u8]>,
     quinn: quinn::Endpoint,
     socket: Arc<PathSocket>,
     outlets: Outlets,
@@ -179,6 +181,7 @@ impl Driver {
     #[expect(clippy::too_many_arguments, reason = "one call, at the endpoint's making")]
     pub(crate) fn new(
         identity: Arc<KeyPair>,
+        alpn: Arc<[u8]>,
         quinn: quinn::Endpoint,
         socket: Arc<PathSocket>,
         outlets: Outlets,
@@ -192,6 +195,7 @@ impl Driver {
         let (knocked_tx, knocked) = mpsc::channel(KNOCK_QUEUE);
         let mut driver = Self {
             identity,
+            alpn,
             quinn,
             socket,
             outlets,

@@ -60,6 +60,8 @@ pub enum Request {
     Hold,
     /// Let yourself be measured, see [`bench`](crate::bench).
     Bench(Order),
+    /// Talk with whoever is there; what follows is the conversation's own, see [`chat`](crate::chat).
+    Chat,
 }
 
 /// What becomes of a [`Request`].
@@ -233,6 +235,7 @@ mod tests {
             Request::Files,
             Request::Hold,
             Request::Bench(Order::Give { millis: u32::MAX }),
+            Request::Chat,
         ] {
             let bytes = request.encode();
             assert_eq!(bytes[0], REQUEST);

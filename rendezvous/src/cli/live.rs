@@ -18,14 +18,17 @@ pub(super) enum Live {
     #[command(after_help = "\
 Examples:
   rendezvous admit ID --note \"the laptop\"
-  rendezvous admit ID --withdraw      who is registered stays so until its connection ends; `ban` ends it
-  rendezvous admit                    list")]
+  rendezvous admit ID --withdraw
+      Who is registered stays so until its connection ends; `ban` ends it.
+  rendezvous admit
+      List.")]
     Admit(Admit),
     /// Ban a peer: what it has ends at once, its relayed sessions with it; list the bans.
     #[command(after_help = "\
 Examples:
   rendezvous ban ID --reason \"too loud\" --for 1d
-  rendezvous ban                      list")]
+  rendezvous ban
+      List.")]
     Ban(Ban),
     /// Take a ban back.
     #[command(after_help = "Example:\n  rendezvous unban ID")]
@@ -35,7 +38,7 @@ Examples:
     Token(Token),
     /// Who is registered.
     #[command(
-        after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json | jq -r '.peers[].peer'"
+        after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json"
     )]
     Peers(Asking),
     /// Who has been introduced to whom, with a relay channel.
@@ -43,7 +46,7 @@ Examples:
     Sessions(Asking),
     /// Numbers.
     #[command(
-        after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json | jq .stats.registrations"
+        after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json"
     )]
     Stats(Asking),
 }
@@ -105,6 +108,7 @@ Examples:
 On the peer's machine: peer init rv://...#TOKEN")]
     New(NewToken),
     /// List them.
+    #[command(after_help = "Example:\n  rendezvous token list")]
     List(Asking),
     /// Take one back. Whom it has let in stays: see `rendezvous admit`.
     #[command(after_help = "Example:\n  rendezvous token withdraw 3")]

@@ -3,6 +3,7 @@
 mod check;
 mod live;
 mod serve;
+mod shell;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -13,15 +14,23 @@ use rendezvous::config::{self, Config, ConfigError};
 use rendezvous::{control, keyfile};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use shell::complete;
+
 const EXAMPLES: &str = "\
 Examples:
-  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open
-  rendezvous check                            whether machine and configuration are in order, and what to do if not
+  rendezvous serve
+      On a VPS, with UDP 443, 3478 and 3479 and TCP 443 open.
+  rendezvous check
+      Whether machine and configuration are in order, and what to do if not.
   rendezvous config default > /etc/rendezvous.toml
-  rendezvous token new --expires 7d           lets one peer in, where mode = \"token\"
-  rendezvous peers                            who is there
+      The configuration file, with every default.
+  rendezvous token new --expires 7d
+      Lets one peer in, where mode = \"token\".
+  rendezvous peers
+      Who is there.
   rendezvous ban ID --reason \"too loud\"
-  rendezvous id                               print this server's id";
+  rendezvous id
+      Print this server's id.";
 
 /// Introduces peers to one another, and relays what they cannot send directly.
 #[derive(Debug, Parser)]
@@ -49,9 +58,16 @@ enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print the server's id, making its key if there is none yet.
+    #[command(after_help = "Example:\n  rendezvous id --state-dir state")]
     Id(State),
     #[command(flatten)]
     Live(live::Live),
+    /// Print what a shell needs to complete commands and options.
+    #[command(after_help = shell::COMPLETIONS_EXAMPLE)]
+    Completions(shell::Completions),
+    /// Write the man pages.
+    #[command(after_help = shell::MAN_EXAMPLE)]
+    Man(shell::Man),
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,7 +102,9 @@ impl Arguments {
             (false, _) => "debug,rendezvous=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let ansi = io::stderr().is_terminal();
+        // https://no-color.org
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let ansi = io::stderr().is_terminal() && !refused;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
     }
 
@@ -102,6 +120,8 @@ impl Arguments {
                 Ok(())
             }
             Command::Live(live) => live.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Man(man) => man.run(),
         }
     }
 }

@@ -16,12 +16,16 @@ use super::{Arguments, State, print};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  rendezvous serve                            on a VPS, with UDP 443, 3478 and 3479 and TCP 443 open
-  rendezvous serve --host rv.example.org      print this name instead of the machine's addresses
+  rendezvous serve
+      On a VPS, with UDP 443, 3478 and 3479 and TCP 443 open.
+  rendezvous serve --host rv.example.org
+      Print this name instead of the machine's addresses.
   rendezvous serve --host 192.0.2.7,2001:db8::7
-                                              an address of each family, where there is no name for both
-  rendezvous serve --alternate-ip 192.0.2.8   where the machine has a second address: for peer doctor
-  rendezvous serve --port 4433                where port 443 may not be bound
+      An address of each family, where there is no name for both.
+  rendezvous serve --alternate-ip 192.0.2.8
+      Where the machine has a second address: for peer doctor.
+  rendezvous serve --port 4433
+      Where port 443 may not be bound.
   rendezvous serve --config ./rendezvous.toml
   rendezvous serve --listen 127.0.0.1 --port 0 --reflection-ports 0,0 --json
 
@@ -84,6 +88,10 @@ impl Serve {
             if !flag.is_empty() {
                 setting.clone_from(flag);
             }
+            Command::Completions { shell } => completions(&shell),
+            Command::Man { folder } => std::fs::create_dir_all(&folder)
+                .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
+                .with_context(|| format!("the pages cannot be written to {}", folder.display())),
         }
         if !self.hosts.is_empty() {
             network.hosts.clone_from(&self.hosts);
@@ -212,7 +220,6 @@ fn parse_tls_port(text: &str) -> Result<TlsPort, String> {
 }
 
 fn usage(message: &str) -> ! {
-    use clap::CommandFactory;
     Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 

@@ -191,7 +191,9 @@ pub(in crate::cli) enum PeersError {
     #[error("{path} is damaged: {message}. Restore it from a backup, or move it away to begin with no known peers",
         path = path.display())]
     Content { path: PathBuf, message: String },
-    #[error("the alias {0} is taken by {1}")]
+    #[error(
+        "the alias {0} is taken by {1}. Choose another, or give that peer another first: `peer alias NAME {1}`"
+    )]
     Taken(Alias, PeerId),
     #[error("there is no open invitation {0:?}; `peer list` shows them")]
     NoInvite(String),
