@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("daemon::everything_is_forwarded_by_way_of_it", everything_is_forwarded),
         trial("daemon::a_command_ends_with_its_own_streams_only", ends_its_own_streams),
         trial("daemon::both_sides_share_the_session_that_one_has_opened", both_sides_share),
+        trial("daemon::conversations_and_measurements_go_by_way_of_it", conversations_and_measurements),
         trial("daemon::one_that_was_killed_is_told_and_replaced", killed_and_replaced),
         trial("daemon::one_that_was_killed_at_the_other_side_is_found_again", killed_at_the_other_side),
         trial("daemon::nobody_else_is_spoken_to", nobody_else),
@@ -95,6 +96,35 @@ fn echoed(peer: &mut Program, words: &str) -> anyhow::Result<()> {
     ensure!(heard == words, "{heard:?}");
     let status = peer.wait(PATIENCE)?;
     ensure!(status.success(), "{status}; it said {:?}", peer.said());
+    Ok(())
+}
+
+fn conversations_and_measurements() -> anyhow::Result<()> {
+    let (world, laptop, nas) = friends()?;
+    let _nas_daemon = up(&world, &nas, "nas")?;
+    let _daemon = up(&world, &laptop, "laptop")?;
+    let mut there = world.person(&nas, "nas", &["chat", "--listen"])?;
+    there.named("listening")?;
+    let mut here = world.person(&laptop, "laptop", &["chat", "nas"])?;
+    let mut input = here.stdin()?;
+    input.write_all(b"hello\n")?;
+    drop(input);
+    let status = here.wait(PATIENCE)?;
+    ensure!(status.success(), "{status}; it said {:?}", here.said());
+    let mut heard = String::new();
+    there.stdout()?.read_to_string(&mut heard)?;
+    ensure!(heard.contains("\"text\":\"hello\""), "{heard:?}");
+    let mut measured = world.person(&nas, "nas", &["listen", "--bench"])?;
+    measured.named("listening")?;
+    let short = ["bench", "nas", "--seconds", "0.5", "--direction", "up"];
+    let mut bench = world.person(&laptop, "laptop", &short)?;
+    let mut printed = String::new();
+    bench.stdout()?.read_to_string(&mut printed)?;
+    ensure!(bench.wait(PATIENCE)?.success(), "{:?}", bench.said());
+    ensure!(printed.contains("\"direction\":\"up\""), "{printed}");
+    only_session(&status_with(&world, &laptop, "laptop", |status| {
+        status["sessions"][0]["peer"].is_string()
+    })?)?;
     Ok(())
 }
 

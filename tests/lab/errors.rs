@@ -260,7 +260,7 @@ fn files_without_permission() -> anyhow::Result<()> {
         ],
     )?;
     // The files of the person.
-    let [(_, config), (_, data), _] = place.world.home("laptop")?;
+    let [(_, config), (_, data), ..] = place.world.home("laptop")?;
     let config = format!("{config}/peer/config.toml");
     set_mode(Path::new(&config), 0o000)?;
     place.fail("laptop", &[ordinary(&["list"], &denied(&config))])?;

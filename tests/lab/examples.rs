@@ -218,6 +218,9 @@ fn listen(stage: &Stage, example: &str) -> anyhow::Result<()> {
     } else if example.contains(" -- ") {
         let printed = connect()?.done()?;
         ensure!(printed.contains("load average"), "{printed:?} is not what uptime says");
+    } else if example.contains("--bench") {
+        let printed = stage.laptop("peer bench nas --seconds 0.2 --direction up")?.done()?;
+        ensure!(printed.contains("\nup "), "{printed}");
     } else if example.contains("localhost:80") || example.contains("--serve") {
         let _web = web_server_at(&stage.nas_host, "from the nas", 80)?;
         let forward = stage.laptop_waits("peer forward nas -L 8080:localhost:80", "listening at")?;
@@ -401,7 +404,7 @@ fn down(stage: &Stage, example: &str) -> anyhow::Result<()> {
 fn bench(stage: &Stage, example: &str) -> anyhow::Result<()> {
     let listener = stage.nas_waits("peer listen --bench", "reach me with")?;
     let printed = stage.laptop(example)?.done()?;
-    let wanted = if example.contains("--json") { "\"direction\":\"down\"" } else { "both" };
+    let wanted = if example.contains("--json") { "\"direction\":\"down\"" } else { "\ndown " };
     ensure!(printed.contains(wanted), "{printed}");
     listener.stop(Signal::SIGTERM, 0)
 }

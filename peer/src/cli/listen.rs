@@ -128,8 +128,8 @@ pub(super) async fn run(arguments: ListenArguments, verbose: bool) -> Result<(),
     let anyone = allowed.is_empty() && !matches!(service, Some(Service::Refuse));
     let gate = Arc::new(Gate::new(settings.home.clone(), grants, allowed, anyone, &report)?);
     let pipes = !matches!(service, Some(Service::Refuse));
-    let wanted = Wanted { pipes, files: false, forwardings, measurements };
-    let access = settings.serving(gate.policy(), wanted, &report, "listen").await?;
+    let wanted = Wanted { pipes, forwardings, measurements, ..Wanted::default() };
+    let access = settings.serving(gate.policy(), (wanted, None), &report, "listen").await?;
     follow_servers(&access, &report, verbose);
     report.listening(access.id(), access.servers().unwrap_or(&settings.servers));
     let outcome = tokio::select! {

@@ -79,7 +79,7 @@ pub(super) async fn run(arguments: ReceiveArguments, verbose: bool) -> Result<()
     let gate =
         Arc::new(Gate::new(settings.home.clone(), Vec::new(), from, arguments.from.is_empty(), &report)?);
     let wanted = Wanted { files: true, ..Wanted::default() };
-    let access = settings.serving(gate.policy(), wanted, &report, "receive").await?;
+    let access = settings.serving(gate.policy(), (wanted, None), &report, "receive").await?;
     follow_servers(&access, &report, verbose);
     report.receiving(access.id(), access.servers().unwrap_or(&settings.servers));
     let mut desk = Desk::new(&arguments, gate, &report);

@@ -245,20 +245,20 @@ impl Settings {
         }
     }
 
-    /// A way to be reached, for what is wanted: by the daemon where one runs.
+    /// A way to be reached, for what is wanted, and to reach whoever was `found`: by the daemon where one runs.
     pub(super) async fn serving(
         &self,
         policy: IntroductionPolicy,
-        wanted: Wanted,
+        (wanted, found): (Wanted, Option<&Found>),
         report: &Report,
         command: &str,
     ) -> Result<Access, Failure> {
-        match self.daemon(None, command, report).await? {
+        match self.daemon(found, command, report).await? {
             Some(client) => {
                 let serving = Access::serving(client, wanted, policy).await;
                 Ok(serving?)
             }
-            None => Ok(self.open(policy, None, report).await?.into()),
+            None => Ok(self.open(policy, found, report).await?.into()),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use peer::daemon::{Access, Daemon, Explained, Host, ServesStatus, ServingStatus};
-use peer::forward::{Notice, Observer, Rules};
+use peer::forward::{Notice, Observer};
 use peer::service::{Exchange, Request};
 use peer::{Endpoint, Explanation, IntroductionPolicy, PeerId, Session, identity};
 use serde_json::json;
@@ -26,8 +26,8 @@ Example:
   peer up
       Until stopped. Under systemd: deploy/peer.service, systemctl --user enable --now peer.
 
-`peer status` shows what it does, `peer down` ends it. While it runs, connect, forward, ssh-proxy, send, ping, explain and list use its sessions, one with
-each peer; listen and receive are handed what peers bring for them. --alone does without it.
+`peer status` shows what it does, `peer down` ends it. While it runs, connect, forward, ssh-proxy, send, chat, ping, explain and list use its sessions, one
+with each peer; listen, receive and chat are handed what peers bring for them. --alone does without it.
 It serves what stands under [[serve]] in the configuration, to whom it is to be served, and takes
 open invitations. A changed configuration holds at once, but for its servers and its key.";
 

@@ -142,6 +142,8 @@ pub struct Wanted {
     pub forwardings: bool,
     /// Measurements of what a session carries.
     pub measurements: bool,
+    /// Conversations.
+    pub conversations: bool,
 }
 
 /// What the daemon says.

@@ -329,6 +329,7 @@ impl<H: Host> Sessions<H> {
                     Request::Files => wanted.files,
                     Request::Connect(_) | Request::Listen(_) => wanted.forwardings,
                     Request::Bench(_) => wanted.measurements,
+                    Request::Chat => wanted.conversations,
                     _ => false,
                 };
                 let server = match self.host.takes(peer, &request) {

@@ -37,17 +37,13 @@ Examples:
     #[command(subcommand)]
     Token(Token),
     /// Who is registered.
-    #[command(
-        after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json"
-    )]
+    #[command(after_help = "Examples:\n  rendezvous peers\n  rendezvous peers --json")]
     Peers(Asking),
     /// Who has been introduced to whom, with a relay channel.
     #[command(after_help = "Example:\n  rendezvous sessions")]
     Sessions(Asking),
     /// Numbers.
-    #[command(
-        after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json"
-    )]
+    #[command(after_help = "Examples:\n  rendezvous stats\n  rendezvous stats --json")]
     Stats(Asking),
 }
 

@@ -88,10 +88,6 @@ impl Serve {
             if !flag.is_empty() {
                 setting.clone_from(flag);
             }
-            Command::Completions { shell } => completions(&shell),
-            Command::Man { folder } => std::fs::create_dir_all(&folder)
-                .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
-                .with_context(|| format!("the pages cannot be written to {}", folder.display())),
         }
         if !self.hosts.is_empty() {
             network.hosts.clone_from(&self.hosts);
@@ -220,6 +216,7 @@ fn parse_tls_port(text: &str) -> Result<TlsPort, String> {
 }
 
 fn usage(message: &str) -> ! {
+    use clap::CommandFactory;
     Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 

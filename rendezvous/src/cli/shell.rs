@@ -41,7 +41,8 @@ impl Completions {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let shells = Shells::builtins();
         let shell = &self.shell;
-        let completer = shells.completer(shell).with_context(|| format!("{shell} is no shell that is known"))?;
+        let completer =
+            shells.completer(shell).with_context(|| format!("{shell} is no shell that is known"))?;
         let mut script = Vec::new();
         completer.write_registration(COMPLETE, "rendezvous", "rendezvous", "rendezvous", &mut script)?;
         Ok(io::stdout().write_all(&script)?)

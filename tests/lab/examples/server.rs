@@ -30,7 +30,9 @@ fn collect(command: &[&str], all: &mut Vec<String>) -> anyhow::Result<()> {
     let own = examples(&help);
     all.extend(own.iter().map(|example| (*example).to_owned()));
     if help.contains("Commands:\n") {
-        return commands(&help)?.into_iter().try_for_each(|below| collect(&[command, &[below]].concat(), all));
+        return commands(&help)?
+            .into_iter()
+            .try_for_each(|below| collect(&[command, &[below]].concat(), all));
     }
     let name = format!("rendezvous {}", command.join(" "));
     ensure!(own.iter().any(|example| example.starts_with(&name)), "`{name} --help` has no example: {own:?}");
@@ -72,7 +74,7 @@ fn run(example: &str) -> anyhow::Result<()> {
             }
         }
         "id" => ensure!(start(&line)?.done()?.trim().len() == 52),
-        "check" => ensure!(start(&line)?.done()?.contains("configuration")),
+        "check" => ensure!(start(&line)?.done()?.contains("config")),
         "config" if words[2] == "default" => {
             start(&line)?.done()?;
             ensure!(std::fs::read(folder.path().join("written.toml"))?.len() > 1_000, "no file");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peer::Endpoint;
+use peer::daemon::Access;
 use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,7 +21,7 @@ pub(super) const PAUSE: Duration = Duration::from_secs(2);
 
 /// Calls until the other side is there, and again when it is lost.
 pub(super) struct Caller {
-    pub(super) endpoint: Endpoint,
+    pub(super) access: Access,
     pub(super) settings: Arc<Settings>,
     pub(super) found: Found,
     pub(super) gate: Arc<Gate>,
@@ -54,7 +54,7 @@ impl Caller {
             }
             self.again = None;
             self.running = Some(tokio::spawn(links::call(
-                self.endpoint.clone(),
+                self.access.clone(),
                 self.settings.clone(),
                 self.found.clone(),
                 self.gate.clone(),

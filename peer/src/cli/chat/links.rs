@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peer::chat::{Frame, FrameError};
+use peer::daemon::Access;
 use peer::quinn::{RecvStream, SendStream, Side};
 use peer::service::{Answer, Cause, Exchange, Hub, Incoming, Opening, Request, RequestError};
-use peer::{ConnectError, Endpoint, Session};
+use peer::{ConnectError, Session};
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -54,14 +55,14 @@ pub(super) enum Trouble {
 
 /// Calls the other side. `None`: it is calling as well, in the same session, and its stream is the one.
 pub(super) async fn call(
-    endpoint: Endpoint,
+    access: Access,
     settings: Arc<Settings>,
     found: Found,
     gate: Arc<Gate>,
     links: mpsc::Sender<Link>,
     report: Report,
 ) -> Result<Option<Link>, Trouble> {
-    let session = endpoint.connect(found.id).await.map_err(|error| match error {
+    let session = access.connect(found.id).await.map_err(|error| match error {
         error @ (ConnectError::Unavailable(_)
         | ConnectError::TimedOut { .. }
         | ConnectError::Handshake { .. }
@@ -97,16 +98,11 @@ pub(super) async fn call(
 }
 
 /// Takes the sessions that others open; never ends before the endpoint does.
-pub(super) async fn answer(
-    endpoint: &Endpoint,
-    gate: &Arc<Gate>,
-    links: &mpsc::Sender<Link>,
-    report: &Report,
-) {
+pub(super) async fn answer(access: &Access, gate: &Arc<Gate>, links: &mpsc::Sender<Link>, report: &Report) {
     let mut sessions = JoinSet::new();
     loop {
         tokio::select! {
-            session = endpoint.accept(), if sessions.len() < MAX_SESSIONS => {
+            session = access.accept(), if sessions.len() < MAX_SESSIONS => {
                 let Some(session) = session else { return };
                 report.connected(&session);
                 sessions.spawn(attend(Hub::new(session), gate.clone(), links.clone(), false, report.clone()));

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use peer::daemon::Wanted;
 use peer::forward::Rules;
 use peer::{IntroductionPolicy, PeerId};
 use tokio::sync::mpsc;
 
-use super::gate::Gate;
+use super::gate::{Gate, Grant};
 use super::home::peers::Who;
 use super::send::Patience;
-use super::settings::{EndpointArguments, PeerName};
+use super::settings::{self, EndpointArguments, PeerName};
 use super::{Failure, follow_servers, interrupted};
 use caller::Caller;
 use front::Front;
@@ -64,25 +65,27 @@ pub(super) async fn run(arguments: ChatArguments, verbose: bool) -> Result<(), F
         None => from.collect::<Result<_, _>>()?,
     };
     // Nothing but a conversation is to be had here; who may have one is the gate's to say.
-    let rules = if allowed.is_empty() { vec![(vec![Who::Trusted], Rules::default())] } else { Vec::new() };
+    let anybody = Grant { to: vec![Who::Trusted], rules: Rules::default(), bench: false };
+    let grants = if allowed.is_empty() { vec![anybody] } else { Vec::new() };
     let at_terminal = Front::is_terminal(&report);
     let (words, mut shown) = mpsc::unbounded_channel();
     let notes = if at_terminal { report.clone().shown_by(words) } else { report.clone() };
-    let gate = Arc::new(Gate::new(settings.home.clone(), rules, allowed, false, &notes)?);
+    let gate = Arc::new(Gate::new(settings.home.clone(), grants, allowed, false, &notes)?);
     let policy: IntroductionPolicy = gate.policy();
-    let endpoint = settings.open(policy, found.as_ref(), &report).await?;
-    follow_servers(&endpoint, &notes, verbose);
+    let wanted = Wanted { conversations: true, ..Wanted::default() };
+    let access = settings.serving(policy, (wanted, found.as_ref()), &report, "chat").await?;
+    follow_servers(&access, &notes, verbose);
     let front = if at_terminal { Front::screen() } else { Ok(Front::plain(&report)) };
     let front = match front {
         Ok(front) => front,
         Err(failure) => {
-            endpoint.close().await;
+            access.close().await;
             return Err(failure);
         }
     };
     let (links, mut linked) = mpsc::channel(8);
     let caller = found.map(|found| Caller {
-        endpoint: endpoint.clone(),
+        access: access.clone(),
         settings: Arc::new(settings),
         found,
         gate: gate.clone(),
@@ -93,16 +96,15 @@ pub(super) async fn run(arguments: ChatArguments, verbose: bool) -> Result<(), F
         again: Some(tokio::time::Instant::now()),
         met: false,
     });
-    let mut talk = Talk::new(endpoint.id(), front, gate.clone(), notes.clone(), caller);
+    let mut talk = Talk::new(access.id(), front, gate.clone(), notes.clone(), caller);
     talk.begin();
     let outcome = tokio::select! {
         outcome = talk.run(&mut linked, &mut shown) => outcome,
-        () = links::answer(&endpoint, &gate, &links, &notes) => Ok(()),
-        () = gate.watch(&endpoint) => Ok(()),
+        () = links::answer(&access, &gate, &links, &notes) => Ok(()),
+        () = gate.watch(&access) => Ok(()),
         () = interrupted() => Err(Failure::interrupted()),
     };
     talk.end().await;
     drop(talk);
-    endpoint.close().await;
-    outcome
+    settings::conclude(&access, outcome).await
 }
