@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use peer::daemon::{Access, Daemon, Explained, Host, ServesStatus, ServingStatus};
-use peer::forward::{Notice, Observer, Rules};
+use peer::forward::{Notice, Observer};
 use peer::service::{Exchange, Request};
 use peer::{Endpoint, Explanation, IntroductionPolicy, PeerId, Session, identity};
 use serde_json::json;
