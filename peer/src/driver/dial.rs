@@ -19,7 +19,7 @@ use crate::signalling::ServerError;
 use crate::socket::Route;
 
 use super::remote::RemoteState;
-use super::servers::State;
+use super::server::State;
 use super::{AbortOnDrop, Driver, Event, Key};
 
 /// How long a dial may take from its beginning to a session.

@@ -10,7 +10,7 @@ use rendezvous_wire::relay::Channel;
 use crate::socket::Framed;
 
 use super::remote::RemoteState;
-use super::servers::Server;
+use super::server::Server;
 use super::way::Way;
 use super::{Driver, Key};
 

@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `mod` | the loop: events, STUN, timers |
-//! | [`servers`] | rendezvous servers: registration, reflection, candidates; [`vigil`], whether one still answers |
+//! | [`servers`] | rendezvous servers: registration, reflection, candidates; [`server`], one of them; [`vigil`], whether one still answers |
 //! | [`way`] | how their relays are reached, over UDP or on a stream |
 //! | [`dial`] | sessions in the making: connecting, accepting, both at once |
 //! | [`extras`] | the extra sockets of its ladder, and [`gate`], who may probe; [`loss`], when to stop |
@@ -26,6 +26,7 @@ mod remote;
 mod renewal;
 mod roaming;
 mod route;
+mod server;
 mod servers;
 mod standby;
 mod vigil;
@@ -59,7 +60,7 @@ use crate::socket::{Outlets, PathSocket, StunDatagram};
 
 pub(crate) use relay_watch::{LULL, RelayTraffic};
 use remote::RemoteState;
-use servers::Server;
+use server::Server;
 
 /// Events that may wait for the driver; senders wait beyond that.
 const EVENT_QUEUE: usize = 256;

@@ -8,7 +8,7 @@ use rendezvous_wire::message::{Introduce, Introduction, Purpose, Request, Reques
 use crate::network::Change;
 
 use super::remote::RemoteState;
-use super::servers::Server;
+use super::server::Server;
 use super::{Driver, Key};
 
 /// How long the relay may take to answer from the new network before the signalling connection is made anew: it may be bound to an address

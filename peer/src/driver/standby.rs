@@ -12,7 +12,7 @@ use crate::socket::Route;
 
 use super::lanes::Lane;
 use super::remote::RemoteState;
-use super::servers::Server;
+use super::server::Server;
 use super::{Driver, Key};
 
 /// Channels that a session has, its own included.
